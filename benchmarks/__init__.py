@@ -1,0 +1,1 @@
+"""corom's benchmarks: latency, throughput, retrieval quality and peers, side by side."""

@@ -1,0 +1,86 @@
+"""The figures of one bundle on a GPU: every road at every load, and the stages of its engine."""
+
+from functools import partial
+from importlib import resources
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+from corom.runtime.cuda import open_device
+from corom.runtime.engine_cache import find_engine
+from corom.runtime.engine_tensorrt import TensorRTEngine
+from corom.runtime.errors import CoromError
+from corom.runtime.gpu_machine import this_machine
+from corom.runtime.manifest import load_manifest
+from corom.runtime.tokens import Tokenizer
+
+from .figures import latency
+from .gpu_measure import interleaved, stages, text_latencies, throughput, tokenize_rate
+from .gpu_roads import open_roads, tokenizer_of
+
+ROWS, WIDTHS = (1, 8, 32), (16, 128)
+THROUGHPUT_TEXTS = 20_000
+BATCH_TOKENS = 16_384
+
+
+def measured(bundle: Path, checkpoint: Path | None, rounds: int) -> dict[str, Any]:
+    """Return latency, throughput of every road, and the stages of the engine."""
+    tokenizer = tokenizer_of(bundle, load_manifest(bundle))
+    texts = list(islice(cycle(real_texts()), THROUGHPUT_TEXTS))
+    result: dict[str, Any] = {"latency": {}, "throughput": {}}
+    with open_roads(bundle, checkpoint) as roads:
+        absent = {road.name: {"missing": road.missing} for road in roads if road.run is None}
+        for rows in ROWS:
+            for width in WIDTHS:
+                load = texts_of(rows, width)
+                found = text_latencies(roads, tokenizer, load, rounds)
+                figures = {name: latency._asdict() for name, latency in found.items()}
+                result["latency"][f"{rows} texts of {width} tokens"] = figures | absent
+        for road in roads:
+            result["throughput"][road.name] = (
+                f"missing: {road.missing}"
+                if road.run is None
+                else throughput(road, tokenizer, texts, BATCH_TOKENS)
+            )
+    result["throughput"]["tokenizing alone"] = tokenize_rate(tokenizer, texts)
+    result["stages"] = engine_stages(bundle, tokenizer, rounds)
+    return result
+
+
+def real_texts() -> list[str]:
+    """Return the sentences that come with corom, of real lengths."""
+    content = resources.files("corom.export").joinpath("parity_texts.txt").read_text("utf-8")
+    return [line for line in content.split("\n") if line]
+
+
+def texts_of(rows: int, width: int) -> list[str]:
+    """Return Chinese texts of ``width`` tokens each, special tokens included, all different."""
+    letters = "".join(c for text in real_texts() for c in text if "\u4e00" <= c <= "\u9fff")
+    size = width - 2
+    return [letters[at * size : (at + 1) * size] for at in range(rows)]
+
+
+def engine_stages(bundle: Path, tokenizer: Tokenizer, rounds: int) -> dict[str, Any]:
+    """Return where the time of one execution goes, microseconds, for each load."""
+    try:
+        path, sidecar = find_engine(bundle, load_manifest(bundle), "fp16", this_machine())
+        device = open_device()
+    except CoromError as error:
+        return {"missing": str(error)}
+    try:
+        engine = TensorRTEngine(path, sidecar, device)
+        result = {}
+        for rows in ROWS:
+            for width in WIDTHS:
+                texts = texts_of(rows, width)
+                found = stages(device, engine, rows, width, rounds)
+                tokenizing = interleaved({"tokenize": partial(tokenizer, texts)}, rounds)
+                found["tokenize_us"] = latency(tokenizing["tokenize"]).p50_us
+                result[f"{rows} texts of {width} tokens"] = found
+        with device.use():
+            engine.close()
+    except CoromError as error:
+        return {"missing": str(error)}
+    finally:
+        device.close()
+    return result

@@ -1,0 +1,46 @@
+"""What a figure was measured on: processor, threads, versions, commit."""
+
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from corom.runtime.cpus import available_cpus
+
+PACKAGES = ("corom", "numpy", "onnxruntime", "tokenizers", "torch", "transformers")
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return what makes a figure comparable, ready for JSON."""
+    return {
+        "cpu": _cpu_model(),
+        "cpus": available_cpus(),
+        "python": platform.python_version(),
+        "versions": {name: version for name in PACKAGES if (version := _version(name))},
+        "commit": _commit(),
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Return the commit of the checkout this file is in, with "-dirty" if it was changed."""
+    here = Path(__file__).resolve().parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None

@@ -1,0 +1,152 @@
+"""Checkpoint to bundle: the whole of `corom export`, one line a stage."""
+
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from corom.runtime.golden import GOLDEN_NAME, save_golden
+from corom.runtime.gpu_machine import this_machine
+from corom.runtime.manifest import (
+    SCHEMA_VERSION,
+    Manifest,
+    Precision,
+    Source,
+    Variant,
+    describe_files,
+    save_manifest,
+)
+from corom.runtime.sidecar import Flavour, mismatches
+
+from .checkpoint import Checkpoint, load_checkpoint
+from .encoder import TorchEncoder
+from .engine import Progress, build_engine, require_builder, save_engine
+from .graph import export_graph
+from .parity import choose_golden, pass_gate, read_parity_texts, reference_golden
+from .precision import ENGINE_GRAPH, HALF_GRAPH, export_half_graphs
+from .profiles import chosen_profiles, profile_code
+from .readme import bundle_readme
+from .recipe import Recipe
+from .reference import Reference
+from .rounding import check_rounding
+from .sources import resolve_source
+from .staging import staged
+
+GRAPHS: dict[Precision, str] = {"fp32": "onnx/model.onnx", "fp16": HALF_GRAPH}
+TOOLS = ("corom", "onnx", "onnxruntime", "tokenizers", "torch", "transformers")
+
+
+def export_bundle(
+    source: str,
+    output: Path,
+    *,
+    precisions: Sequence[Precision] = ("fp32",),
+    engines: Sequence[Flavour] = (),
+    parity_texts: Path | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda _stage: None,
+    progress: Progress = lambda _phase, _done, _steps: None,
+    **overrides: Any,  # noqa: ANN401  # typed by Recipe
+) -> Manifest:
+    """Turn a checkpoint into a bundle at ``output`` and return its manifest.
+
+    ``source``: a folder, a recipe name or .toml file, ``modelscope:ID`` or ``hf:ID``.
+    ``precisions``: fp32 is always there, engines bring fp16. ``overrides``: fields of ``Recipe``
+    that replace what the recipe and the checkpoint say; None replaces nothing. ``say`` is told each
+    stage as it begins, ``progress`` each step of building an engine.
+
+    Raises ``ParityError`` if vectors differ from torch by more than the recipe allows, and
+    ``InputError`` for a source, option or folder that cannot be used, and ``UnavailableError`` if
+    an engine cannot be built on this machine. Nothing is published then.
+    """
+    for flavour in engines:
+        require_builder(flavour)
+    texts = read_parity_texts(parity_texts)
+    with staged(output, overwrite=overwrite) as staging:
+        say("Reading the checkpoint")
+        resolved = resolve_source(source, revision=revision, offline=offline)
+        recipe = _overridden(resolved.recipe or Recipe(source=source), overrides)
+        checkpoint = load_checkpoint(resolved, recipe)
+        (staging / "tokenizer.json").write_bytes(checkpoint.tokenizer_json)
+        say("Computing the torch reference")
+        reference = Reference(checkpoint)
+        golden = reference_golden(checkpoint, reference, texts)
+        save_golden(staging / GOLDEN_NAME, choose_golden(golden))
+        say("Exporting the ONNX graph")
+        encoder = TorchEncoder(checkpoint)
+        export_graph(encoder, staging / GRAPHS["fp32"], recipe.opset)
+        made: list[Precision] = ["fp32"]
+        if engines or "fp16" in precisions:
+            say("Exporting the fp16 graph and executing it in fp16 arithmetic")
+            half = export_half_graphs(encoder, staging, recipe.opset, for_engines=bool(engines))
+            check_rounding(half, reference, golden, checkpoint, recipe.tolerance_for("fp16"))
+            made.append("fp16")
+        sidecars = []
+        for flavour in engines:
+            profiles = chosen_profiles(recipe.engine, checkpoint.max_length)
+            say("\n".join([f"Building the {flavour} engine", *map(profile_code, profiles)]))
+            built = build_engine(staging / ENGINE_GRAPH, flavour, profiles, recipe.engine, progress)
+            save_engine(built, staging / "engines" / built.name)
+            sidecars.append(built.sidecar)
+        say("Measuring parity with torch")
+        manifest = _stage_manifest(staging, checkpoint, recipe, output.name, made)
+        variants = tuple(
+            msgspec.structs.replace(v, parity=pass_gate(staging, v, golden, reference))
+            for v in manifest.variants
+        )
+        if any(not mismatches(sidecar, this_machine()) for sidecar in sidecars):
+            say("Measuring parity of the engine with torch")
+            pass_gate(staging, variants[-1], golden, reference, backend="tensorrt")
+        say("Publishing")
+        manifest = msgspec.structs.replace(manifest, variants=variants)
+        (staging / "README.md").write_text(bundle_readme(manifest, recipe), encoding="utf-8")
+        manifest = msgspec.structs.replace(manifest, files=describe_files(staging))
+        save_manifest(manifest, staging)
+    return manifest
+
+
+def _overridden(recipe: Recipe, overrides: dict[str, Any]) -> Recipe:
+    given = {name: value for name, value in overrides.items() if value is not None}
+    return msgspec.structs.replace(recipe, **given)
+
+
+def _stage_manifest(
+    staging: Path,
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    output_name: str,
+    precisions: list[Precision],
+) -> Manifest:
+    """Write and return a manifest without parity, with which the runtime can open the folder."""
+    variants = tuple(
+        Variant(precision=p, file=GRAPHS[p], tolerance=recipe.tolerance_for(p), parity=None)
+        for p in precisions
+    )
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        name=recipe.name or output_name,
+        source=Source(
+            uri=checkpoint.uri,
+            revision=checkpoint.revision,
+            weights_sha256=checkpoint.weights_sha256,
+            architecture=checkpoint.config.architecture,
+            license=checkpoint.license,
+        ),
+        dimension=checkpoint.config.hidden,
+        max_length=checkpoint.max_length,
+        max_positions=checkpoint.config.max_positions,
+        pooling=checkpoint.pooling,
+        normalize=checkpoint.normalize,
+        similarity=checkpoint.similarity,
+        prompts=checkpoint.prompts,
+        default_prompt_name=checkpoint.default_prompt_name,
+        files=describe_files(staging),
+        variants=variants,
+        tools={tool: metadata.version(tool) for tool in TOOLS},
+    )
+    save_manifest(manifest, staging)
+    return manifest

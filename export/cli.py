@@ -1,0 +1,106 @@
+"""`corom export`: the command that turns a checkpoint into a bundle."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+from rich.console import Console
+
+from corom.runtime.cli_options import json_option
+from corom.runtime.errors import missing_extra
+from corom.runtime.manifest import Manifest
+from corom.runtime.parity_table import parity_table, variant_rows
+
+
+@click.command()
+@click.argument("source")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="BUNDLE",
+    help="Folder to make.",
+)
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    type=click.Choice(["fp32", "fp16"]),
+    help="Graphs to make, may be repeated; fp32 is always made.",
+)
+@click.option(
+    "--engine",
+    "engines",
+    multiple=True,
+    type=click.Choice(["tensorrt", "tensorrt-rtx"]),
+    help="fp16 TensorRT engines to build, may be repeated. tensorrt: for the GPU of this machine; "
+    "tensorrt-rtx: without a GPU, for RTX GPUs.",
+)
+@click.option(
+    "--pooling",
+    type=click.Choice(["auto", "cls", "mean"]),
+    default="auto",
+    help="auto: as the recipe or the checkpoint says.",
+)
+@click.option(
+    "--normalize/--no-normalize",
+    default=None,
+    help="Whether vectors are scaled to length 1; default: as the checkpoint says.",
+)
+@click.option("--max-length", type=click.IntRange(1), help="Tokens a text is cut to.")
+@click.option("--opset", type=click.IntRange(18, 20), help="ONNX opset; default: 20.")
+@click.option(
+    "--parity-texts",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Texts for the parity gate, one a line; default: those that come with corom.",
+)
+@click.option("--revision", help="Revision of a modelscope: or hf: source.")
+@click.option("--offline", is_flag=True, help="Use only what was fetched before.")
+@click.option("--overwrite", is_flag=True, help="Replace what is at BUNDLE.")
+@json_option
+def export(source: str, output: Path, pooling: str, as_json: bool, **options: Any) -> None:  # noqa: ANN401
+    """Turn SOURCE into a bundle that is proven equal to torch before it is published.
+
+    SOURCE: a folder, a recipe name or .toml file, modelscope:ID or hf:ID.
+    """
+    _require_packages()
+    from .bundle import export_bundle
+
+    console = Console(stderr=True)
+    with console.status("Starting") as status:
+
+        def say(stage: str) -> None:
+            # An engine's stage brings the code of its profiles.
+            title, _, code = stage.partition("\n")
+            console.print(f"{title} …{code and chr(10) + code}", highlight=False, markup=False)
+            status.update(title)
+
+        def progress(phase: str, done: int, steps: int) -> None:
+            status.update(f"TensorRT: {phase} {done}/{steps}")
+
+        chosen = None if pooling == "auto" else pooling
+        manifest = export_bundle(
+            source, output, pooling=chosen, say=say, progress=progress, **options
+        )
+    _report(manifest, output, as_json=as_json)
+
+
+def _require_packages() -> None:
+    for package in ("torch", "transformers", "onnx", "onnxscript", "safetensors"):
+        if find_spec(package) is None:
+            raise missing_extra(package, "export", "Exporting")
+
+
+def _report(manifest: Manifest, output: Path, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(msgspec.json.encode(manifest).decode())
+        return
+    rows = variant_rows(manifest.variants)
+    Console().print(parity_table(rows, f"{manifest.name}: parity with the torch reference"))
+    if manifest.source.license:
+        click.echo(f"Licence of the weights: {manifest.source.license}", err=True)
+    click.echo(f"Published {output}. Try: corom embed {output} 一句话", err=True)

@@ -1,0 +1,143 @@
+"""The torch module that is exported: token ids to un-normalized sentence vectors.
+
+The same numbers as transformers' BertModel and pooling, with less arithmetic: with [CLS] pooling
+the last layer is computed for position 0 alone. Plain MatMul, Softmax, MatMul, so that every
+engine can run and fuse the graph. Knows no files, no tokenizer.
+
+Letters in shapes: B texts, S tokens, Q rows that are asked for (S or 1), H hidden.
+"""
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoint import Checkpoint
+from .config import Activation
+from .weights import State
+
+_M = TypeVar("_M", bound=nn.Module)
+
+MASKED = -30_000.0
+"""Added to the scores of padding. Its exp is 0 in float32, it fits into float16, and being finite
+it leaves a text that is nothing but padding without NaN."""
+
+
+class TorchEncoder(nn.Module):
+    """(B, S) int64 ``input_ids`` and ``attention_mask`` to (B, H) float32 vectors.
+
+    Padding stands on the right: positions are counted from the first token. A row of nothing but
+    padding gives a finite vector without meaning.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__()
+        self.pooling = checkpoint.pooling
+        self.matmul_dtype = torch.float32
+        self.embeddings = Embeddings(checkpoint)
+        self.layers = nn.ModuleList(
+            Layer(checkpoint, f"encoder.layer.{k}.") for k in range(checkpoint.config.layers)
+        )
+        self.eval().requires_grad_(False)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the pooled vectors (B, H)."""
+        kept = attention_mask.float()
+        bias = ((1.0 - kept) * MASKED)[:, None, None, :].to(self.matmul_dtype)  # (B, 1, 1, S)
+        hidden = self.embeddings(input_ids)
+        for layer in self.layers[:-1]:
+            hidden = layer(hidden, hidden, bias)
+        if self.pooling == "cls":
+            vector: Tensor = self.layers[-1](hidden[:, :1], hidden, bias)
+            return vector.squeeze(1)
+        hidden = self.layers[-1](hidden, hidden, bias)
+        total: Tensor = (hidden * kept[:, :, None]).sum(dim=1)
+        return total / kept.sum(dim=1, keepdim=True).clamp(min=1.0)
+
+
+class Embeddings(nn.Module):
+    """Word, position and token type to (B, S, H); the one token type is folded into positions."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__()
+        state, config = checkpoint.state, checkpoint.config
+        words = state["embeddings.word_embeddings.weight"]
+        table = nn.Embedding(config.vocab_size, config.hidden, device="meta")
+        self.words = _filled(table, {"weight": words})
+        first = config.position_offset
+        positions = state["embeddings.position_embeddings.weight"][
+            first : first + config.max_positions
+        ]
+        types = state["embeddings.token_type_embeddings.weight"]
+        self.positions = nn.Parameter(positions + types[0])
+        self.norm = _norm(checkpoint, "embeddings.LayerNorm")
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Return the first hidden states (B, S, H)."""
+        positions = self.positions[: input_ids.shape[1]]
+        hidden: Tensor = self.norm(self.words(input_ids) + positions)
+        return hidden
+
+
+class Layer(nn.Module):
+    """Attention and feed-forward, each with its residual and LayerNorm."""
+
+    def __init__(self, checkpoint: Checkpoint, prefix: str) -> None:
+        super().__init__()
+        self.attention = Attention(checkpoint, f"{prefix}attention.")
+        self.attention_norm = _norm(checkpoint, f"{prefix}attention.output.LayerNorm")
+        self.inner = _linear(checkpoint, f"{prefix}intermediate.dense")
+        self.activation = _activation(checkpoint.config.activation)
+        self.outer = _linear(checkpoint, f"{prefix}output.dense")
+        self.output_norm = _norm(checkpoint, f"{prefix}output.LayerNorm")
+
+    def forward(self, rows: Tensor, hidden: Tensor, bias: Tensor) -> Tensor:
+        """Return (B, Q, H): the output for ``rows`` (B, Q, H), which attend to ``hidden``."""
+        rows = self.attention_norm(rows + self.attention(rows, hidden, bias))
+        output: Tensor = self.output_norm(rows + self.outer(self.activation(self.inner(rows))))
+        return output
+
+
+class Attention(nn.Module):
+    """Multi-head attention; the scale of the scores is folded into the query weights."""
+
+    def __init__(self, checkpoint: Checkpoint, prefix: str) -> None:
+        super().__init__()
+        config = checkpoint.config
+        self.heads = (config.heads, config.head_size)
+        self.query = _linear(checkpoint, f"{prefix}self.query", scale=config.head_size**-0.5)
+        self.key = _linear(checkpoint, f"{prefix}self.key")
+        self.value = _linear(checkpoint, f"{prefix}self.value")
+        self.output = _linear(checkpoint, f"{prefix}output.dense")
+
+    def forward(self, rows: Tensor, hidden: Tensor, bias: Tensor) -> Tensor:
+        """Return what ``rows`` (B, Q, H) gather from ``hidden`` (B, S, H): (B, Q, H)."""
+        query = self.query(rows).unflatten(-1, self.heads).transpose(1, 2)
+        key = self.key(hidden).unflatten(-1, self.heads).permute(0, 2, 3, 1)
+        value = self.value(hidden).unflatten(-1, self.heads).transpose(1, 2)
+        weights = torch.softmax(query @ key + bias, dim=-1)
+        gathered: Tensor = self.output((weights @ value).transpose(1, 2).flatten(2))
+        return gathered
+
+
+def _activation(name: Activation) -> nn.Module:
+    if name == "relu":
+        return nn.ReLU()
+    return nn.GELU(approximate="tanh" if name == "gelu_tanh" else "none")
+
+
+def _linear(checkpoint: Checkpoint, name: str, scale: float = 1.0) -> nn.Linear:
+    weight, bias = checkpoint.state[f"{name}.weight"], checkpoint.state[f"{name}.bias"]
+    linear = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    return _filled(linear, {"weight": weight * scale, "bias": bias * scale})
+
+
+def _norm(checkpoint: Checkpoint, name: str) -> nn.LayerNorm:
+    weight, bias = checkpoint.state[f"{name}.weight"], checkpoint.state[f"{name}.bias"]
+    norm = nn.LayerNorm(weight.shape[0], eps=checkpoint.config.layer_norm_eps, device="meta")
+    return _filled(norm, {"weight": weight, "bias": bias})
+
+
+def _filled(module: _M, state: State) -> _M:
+    module.load_state_dict(state, assign=True)
+    return module

@@ -1,0 +1,91 @@
+"""Torch encoder to ONNX graph: portable, dynamic in batch and length, checked."""
+
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx
+import torch
+
+from corom.runtime.errors import InputError
+
+OPSETS = range(18, 21)
+"""Opsets that every runtime takes; newer ones bring an Attention op that some refuse."""
+# Sizes that no other dimension has, so that the exporter cannot take one for another.
+_BATCH, _TOKENS = 2, 7
+PORTABLE_INPUTS = {
+    "input_ids": torch.ones(_BATCH, _TOKENS, dtype=torch.int64),
+    "attention_mask": torch.ones(_BATCH, _TOKENS, dtype=torch.int64),
+}
+"""Input names of the graphs that every runtime takes, with an example of each."""
+ENGINE_INPUTS = {
+    "input_ids": torch.ones(_BATCH, _TOKENS, dtype=torch.int32),
+    "lengths": torch.full((_BATCH,), _TOKENS, dtype=torch.int32),
+}
+"""Input names of the graph that engines are built from, with an example of each."""
+OUTPUT = "sentence_embedding"
+EXTERNAL_DATA_BYTES = 2**31 - 2**24
+"""Protobuf ends at 2 GiB; weights above this go into a file beside the graph."""
+
+
+def export_graph(
+    encoder: torch.nn.Module,
+    path: Path,
+    opset: int,
+    inputs: Mapping[str, torch.Tensor] = PORTABLE_INPUTS,
+) -> None:
+    """Write the encoder as an ONNX graph, ``inputs`` by name to (B, H) vectors.
+
+    Only standard operators; batch and length are free. Raises ``InputError`` for another opset
+    than ``OPSETS``.
+    """
+    if opset not in OPSETS:
+        raise InputError(f"opset is {opset}; allowed: {OPSETS.start} to {OPSETS.stop - 1}.")
+    axes = (torch.export.Dim("batch"), torch.export.Dim("tokens"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations inside torch itself
+        program = torch.onnx.export(
+            encoder.eval(),
+            tuple(inputs.values()),
+            dynamo=True,
+            opset_version=opset,
+            input_names=list(inputs),
+            output_names=[OUTPUT],
+            dynamic_shapes=tuple(dict(enumerate(axes[: t.ndim])) for t in inputs.values()),
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    _strip_traces(model)
+    save_graph(model, path)
+
+
+def save_graph(model: onnx.ModelProto, path: Path) -> None:
+    """Check a graph and write it; weights beyond protobuf's limit go into ``path``.data."""
+    foreign = {n.op_type for n in model.graph.node if n.domain not in {"", "ai.onnx"}}
+    if foreign:
+        raise InputError(f"the graph holds operators outside the standard domain: {foreign}.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weight_bytes = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    if weight_bytes > EXTERNAL_DATA_BYTES:
+        onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data")
+    else:
+        onnx.save(model, path)
+    onnx.checker.check_model(path, full_check=True)
+
+
+def _strip_traces(model: onnx.ModelProto) -> None:
+    """Remove the stack traces that torch notes on every node: they name this machine's folders."""
+    del model.metadata_props[:]
+    del model.graph.metadata_props[:]
+    for item in [*model.graph.node, *model.graph.value_info, *model.graph.input]:
+        del item.metadata_props[:]
+    for output in model.graph.output:
+        del output.metadata_props[:]
+    del model.functions[:]
+    model.doc_string = ""
+
+
+logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+logging.getLogger("onnxscript").setLevel(logging.ERROR)

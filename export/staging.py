@@ -1,0 +1,100 @@
+"""A bundle appears whole or not at all: built in a temporary folder, published by one rename."""
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from corom.runtime.errors import InputError
+from corom.runtime.manifest import MANIFEST_NAME
+
+
+@contextmanager
+def staged(output: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yield a temporary folder beside ``output`` that becomes ``output`` if the block succeeds.
+
+    If the block fails, or is interrupted, nothing is left behind. Raises ``InputError`` if there
+    is something at ``output``, before the work and again if another export came first;
+    ``overwrite`` replaces a bundle, nothing else.
+    """
+    output = Path(os.path.abspath(output))  # noqa: PTH100  # resolve() would follow a link
+    _refuse_occupied(output, overwrite=overwrite)
+    file = next((folder for folder in output.parents if folder.is_file()), None)
+    if file is not None:
+        raise InputError(f"'{file}' is a file; '{output.name}' needs a folder to be in.")
+    created = [folder for folder in output.parents if not folder.exists()]
+    staging = None
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(
+            tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent)
+        )
+        yield staging
+        _share_as_usual(staging)
+        _publish(staging, output, overwrite=overwrite)
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+        if not output.exists():
+            _remove_empty(created)
+
+
+def _refuse_occupied(output: Path, *, overwrite: bool) -> None:
+    if not output.is_symlink() and (not output.exists() or _is_empty_folder(output)):
+        return
+    if not overwrite:
+        raise InputError(
+            f"'{output}' exists. Choose another folder, or replace it with --overwrite."
+        )
+    if not (output / MANIFEST_NAME).is_file():
+        raise InputError(
+            f"'{output}' is not a bundle, and --overwrite replaces bundles only. Choose another "
+            "folder, or remove it first."
+        )
+
+
+def _publish(staging: Path, output: Path, *, overwrite: bool) -> None:
+    try:
+        if overwrite and output.exists():
+            _replace(staging, output)
+        else:
+            staging.rename(output)
+    except OSError as error:
+        if error.errno in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
+            raise InputError(
+                f"another export published '{output}' first; this one was discarded."
+            ) from None
+        raise
+
+
+def _replace(staging: Path, output: Path) -> None:
+    """Two renames: between them there is no bundle, but never half of one."""
+    old = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".old", dir=output.parent))
+    kept = old / output.name
+    try:
+        output.rename(kept)
+        staging.rename(output)
+    finally:
+        if kept.exists() and not output.exists():
+            kept.rename(output)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        if _is_empty_folder(folder):
+            folder.rmdir()
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def _share_as_usual(staging: Path) -> None:
+    """Give the temporary folder, which only its owner may enter, the mode of an ordinary one."""
+    umask = os.umask(0)
+    os.umask(umask)
+    staging.chmod(0o777 & ~umask)

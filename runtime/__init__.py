@@ -1,0 +1,29 @@
+"""corom's runtime: opens a bundle and turns text into vectors. Loads no torch."""
+
+from .encoder import Encoder
+from .errors import (
+    BundleError,
+    CoromError,
+    InputError,
+    InputTypeError,
+    ParityError,
+    UnavailableError,
+)
+from .manifest import Manifest, load_manifest
+from .pipeline import SentenceEmbedding, SentenceEmbeddingPipeline, Tasks, pipeline
+
+__all__ = [
+    "BundleError",
+    "CoromError",
+    "Encoder",
+    "InputError",
+    "InputTypeError",
+    "Manifest",
+    "ParityError",
+    "SentenceEmbedding",
+    "SentenceEmbeddingPipeline",
+    "Tasks",
+    "UnavailableError",
+    "load_manifest",
+    "pipeline",
+]

@@ -1,0 +1,60 @@
+"""Why a backend cannot run here, found without opening it; "auto" goes by this."""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+from .engine_cache import EngineCache, cached_sidecar, shipped_engines
+from .errors import CoromError
+from .gpu_machine import this_machine
+from .manifest import Manifest
+
+
+def why_not(
+    bundle: Path,
+    manifest: Manifest,
+    precision: str,
+    engine_cache: EngineCache,
+    backend: str,
+    device: str,
+) -> str | None:
+    """Return why this backend cannot run a precision of a bundle here; None: it can.
+
+    ``precision``: "auto" for any that the bundle has.
+    """
+    if device == "cpu":
+        return None
+    machine = this_machine()
+    missing = list(machine.missing)
+    if backend == "tensorrt" and not _installed("cuda.bindings"):
+        missing.append("the package cuda-bindings is not installed")
+    if missing:
+        return "; ".join(missing)
+    if backend == "onnxruntime":
+        from .backend_onnxruntime_cuda import require_cuda_provider
+
+        return _message(require_cuda_provider)
+    shipped = shipped_engines(bundle, manifest, machine)
+    engines = [engine for engine in shipped if precision in {"auto", engine.sidecar.precision}]
+    if not engines:
+        return f"the bundle has no engine of precision {precision}"
+    for _, sidecar, problems in engines:
+        can_build = engine_cache == "auto" and sidecar.flavour in machine.tensorrt
+        if not problems or can_build or cached_sidecar(sidecar, machine) is not None:
+            return None
+    return "; ".join(engines[0].problems)
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that holds it
+        return False
+
+
+def _message(check: Callable[[], None]) -> str | None:
+    try:
+        check()
+    except CoromError as error:
+        return str(error)
+    return None

@@ -1,0 +1,137 @@
+"""The seam between batches and what executes them, and the table of backends that fill it."""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from .batching import Batch
+from .engine_cache import EngineCache
+from .errors import InputError, UnavailableError
+from .manifest import Manifest, Variant, checked_file
+
+
+class Backend(Protocol):
+    """Executes batches. ``run`` may be called by several threads at once."""
+
+    batch_tokens: int
+    """Padded tokens of a batch beyond which more rows make it no faster."""
+
+    def run(self, batch: Batch) -> npt.NDArray[np.float32]:
+        """Return the un-normalized vectors of a batch, (B, H), owned by the caller."""
+        ...
+
+    def close(self) -> None:
+        """Release what the backend holds; ``run`` must not be called afterwards."""
+        ...
+
+
+@runtime_checkable
+class Streaming(Protocol):
+    """A backend that executes one batch while the next is made."""
+
+    def stream(self, batches: Iterable[Batch]) -> Iterator[npt.NDArray[np.float32]]:
+        """Yield the vectors of each batch, in order."""
+        ...
+
+
+def run_batches(backend: Backend, batches: Iterable[Batch]) -> Iterator[npt.NDArray[np.float32]]:
+    """Yield the vectors (B, H) of each batch, in order."""
+    if isinstance(backend, Streaming):
+        return backend.stream(batches)
+    return map(backend.run, batches)
+
+
+BACKENDS = {"tensorrt": ("cuda",), "onnxruntime": ("cuda", "cpu")}
+"""Backend names and the devices each runs on, in the order "auto" tries them."""
+
+
+def pairs() -> list[tuple[str, str]]:
+    """Return every backend with every device it runs on, in the order "auto" tries them."""
+    return [(name, device) for name, devices in BACKENDS.items() for device in devices]
+
+
+def choose_backend(
+    backend: str, device: str, why_not: Callable[[str, str], str | None]
+) -> tuple[str, str]:
+    """Return the backend and device to use; raises ``InputError`` for a name that does not exist.
+
+    "auto" is the first that can run here: ``why_not`` gives None for a backend and device that can,
+    else the reason. What is asked for by name is taken as it is, so that opening it says what is
+    missing. Raises ``UnavailableError`` with every reason if nothing can run.
+    """
+    names = list(BACKENDS) if backend == "auto" else [backend]
+    for name in names:
+        if name not in BACKENDS:
+            raise InputError(
+                f"there is no backend '{name}'. Backends: auto, {', '.join(BACKENDS)}."
+            )
+    wanted = [(name, d) for name, d in pairs() if name in names and device in {"auto", d}]
+    if not wanted:
+        devices = sorted({d for name in names for d in BACKENDS[name]})
+        raise InputError(
+            f"backend '{backend}' does not run on device '{device}', only on: {devices}."
+        )
+    if len(wanted) == 1:
+        return wanted[0]
+    reasons = []
+    for name, candidate in wanted:
+        reason = why_not(name, candidate)
+        if reason is None:
+            return name, candidate
+        reasons.append(f"{name} on {candidate}: {reason}")
+    raise UnavailableError("\n".join([f"nothing can run on device '{device}' here.", *reasons]))
+
+
+def choose_variant(manifest: Manifest, precision: str, backend: str = "onnxruntime") -> Variant:
+    """Return the variant to execute; "auto" takes the first, the most exact one.
+
+    With TensorRT "auto" is the fp16 one, which engines are built for.
+
+    Raises ``UnavailableError`` if the bundle has no variant of the precision asked for.
+    """
+    if precision == "auto":
+        half = manifest.variant("fp16") if backend == "tensorrt" else None
+        return half or manifest.variants[0]
+    for variant in manifest.variants:
+        if variant.precision == precision:
+            return variant
+    present = ", ".join(v.precision for v in manifest.variants)
+    raise UnavailableError(
+        f"bundle '{manifest.name}' has no variant of precision '{precision}'; it has: {present}. "
+        f"Export it again, from what it was made of ({manifest.source.uri}): "
+        f"corom export SOURCE -o NEW_BUNDLE --precision {precision}"
+    )
+
+
+def open_backend(
+    name: str,
+    device: str,
+    bundle: Path,
+    manifest: Manifest,
+    variant: Variant,
+    threads: int,
+    engine_cache: EngineCache = "off",
+) -> Backend:
+    """Open a backend on a variant, after the hashes of its files are found to be as recorded.
+
+    Raises ``BundleError`` for a missing or altered file, ``UnavailableError`` for what is not here.
+    """
+    # Imported late: an import alone takes longer than the rest of corom.runtime together.
+    if name == "tensorrt":
+        from .open_tensorrt import open_tensorrt
+
+        return open_tensorrt(bundle, manifest, variant.precision, engine_cache)
+    graph = checked_file(bundle, manifest.entry(variant.file))
+    for entry in manifest.files:
+        if entry.path == f"{variant.file}.data":  # weights too large for the graph's own file
+            checked_file(bundle, entry)
+    if device == "cuda":
+        from .backend_onnxruntime_cuda import OnnxRuntimeCudaBackend
+
+        return OnnxRuntimeCudaBackend(graph, manifest.dimension, threads)
+    from .backend_onnxruntime import OnnxRuntimeBackend
+
+    return OnnxRuntimeBackend(graph, manifest.dimension, threads)

@@ -1,0 +1,55 @@
+"""Lengths to batches. Pure functions: which rows go together, and the padded arrays they become.
+
+Rows of similar length share a batch, so that little of it is padding. Knows no text and no graph.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from .tokens import Tokens
+
+Rows = npt.NDArray[np.intp]
+
+
+class Batch(NamedTuple):
+    """Padded input of one execution, right-padded to S tokens."""
+
+    input_ids: npt.NDArray[np.int64]
+    """(B, S) token ids."""
+    lengths: npt.NDArray[np.int64]
+    """(B,) number of ids that are not padding."""
+
+
+def plan_batches(
+    lengths: npt.NDArray[np.int64], max_batch_tokens: int, max_batch_size: int | None = None
+) -> Iterator[Rows]:
+    """Yield the rows of each batch, longest texts first; every row comes exactly once.
+
+    A batch of B rows padded to the longest of them, S tokens, has B·S ≤ ``max_batch_tokens``; a
+    text longer than that alone gets a batch of its own.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        size = max(1, max_batch_tokens // max(1, int(lengths[order[start]])))
+        if max_batch_size is not None:
+            size = min(size, max_batch_size)
+        yield order[start : start + size]
+        start += size
+
+
+def pad(tokens: Tokens, rows: Rows) -> Batch:
+    """Return the batch of these rows, padded to the longest of them.
+
+    Padding is id 0, in every vocabulary: it is masked, so its value never reaches a vector.
+    """
+    lengths = tokens.lengths[rows]
+    width = int(lengths.max())
+    input_ids = np.zeros((len(rows), width), np.int64)
+    for target, row in enumerate(rows.tolist()):
+        ids = tokens.ids[row]
+        input_ids[target, : len(ids)] = ids
+    return Batch(input_ids, lengths)

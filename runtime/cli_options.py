@@ -1,0 +1,55 @@
+"""Options that several commands share."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from .backend import BACKENDS
+from .encoder import Encoder
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def encoder_options(command: Command) -> Command:
+    """Add the options that choose what executes; their names are parameters of ``Encoder``."""
+    devices = sorted({device for devices in BACKENDS.values() for device in devices})
+    options = [
+        click.option("--backend", type=click.Choice(["auto", *BACKENDS]), default="auto"),
+        click.option("--device", type=click.Choice(["auto", *devices]), default="auto"),
+        click.option(
+            "--precision",
+            type=click.Choice(["auto", "fp32", "bf16", "fp16", "int8"]),
+            default="auto",
+        ),
+        click.option(
+            "--threads",
+            type=click.IntRange(1),
+            help="CPU threads; default: the CPUs this process may use.",
+        ),
+        click.option("--max-length", type=click.IntRange(1), help="Tokens a text is cut to."),
+        click.option(
+            "--rebuild",
+            "engine_cache",
+            flag_value="auto",
+            default="off",
+            help="Build a TensorRT engine for this machine once, if none of the bundle's fits.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def say_cut(encoder: Encoder) -> None:
+    """Say on stderr how many texts were cut, if any."""
+    if encoder.truncated_texts:
+        click.echo(
+            f"{encoder.truncated_texts} texts were longer than {encoder.max_length} tokens and "
+            "were cut.",
+            err=True,
+        )

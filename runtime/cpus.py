@@ -1,0 +1,50 @@
+"""How many CPUs this process may use: affinity and cgroup quota, not the host's count."""
+
+import os
+from pathlib import Path
+
+
+def available_cpus() -> int:
+    """Return how many CPUs affinity and cgroup quota leave to this process, at least 1."""
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cpus = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    quota = cgroup_quota()
+    return cpus if quota is None else max(1, min(cpus, int(quota)))
+
+
+def cgroup_quota(
+    membership: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> float | None:
+    """Return the CPU quota of this process's cgroup in CPUs, or None without one.
+
+    Reads cgroup v2 (``cpu.max``, the smallest on the way up) and v1 (``cpu.cfs_quota_us``).
+    """
+    quotas = []
+    for line in _lines(membership):
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            group = root / path.lstrip("/")
+            folders = [f for f in [group, *group.parents] if f.is_relative_to(root)]
+            quotas += [_ratio(*limit.split()) for f in folders for limit in _lines(f / "cpu.max")]
+        elif "cpu" in controllers.split(","):
+            # Inside a container the group's own path is often mounted as the controller's root.
+            for group in (root / "cpu" / path.lstrip("/"), root / "cpu"):
+                pair = zip(
+                    _lines(group / "cpu.cfs_quota_us"),
+                    _lines(group / "cpu.cfs_period_us"),
+                    strict=False,
+                )
+                quotas += [_ratio(quota, period) for quota, period in pair]
+    limits = [quota for quota in quotas if quota is not None]
+    return min(limits, default=None)
+
+
+def _ratio(quota: str, period: str) -> float | None:
+    return None if quota in {"max", "-1"} else int(quota) / int(period)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []

@@ -1,0 +1,71 @@
+"""The errors of corom. Each says what was given, what is allowed and what to do next.
+
+CoromError                    exit code
+├── InputError (ValueError)       2      a text, option or file that cannot be used
+│   └── InputTypeError (TypeError) 2     a value of the wrong type
+├── BundleError                   2      a bundle that is incomplete, altered or too new
+├── ParityError                   1      vectors differ from the reference by more than allowed
+└── UnavailableError              3      a backend, device, precision or package that is not here
+    ├── EngineError               3      an engine that cannot be opened or fails
+    │   └── EngineMismatchError   3      an engine for another machine
+    └── CudaError                 3      a CUDA call that failed
+        └── DeviceMemoryError     3      the device has too little free memory
+"""
+
+
+class CoromError(Exception):
+    """Base of every error that corom raises on purpose."""
+
+    exit_code = 2
+
+
+class InputError(CoromError, ValueError):
+    """A text, option or file that cannot be used as given."""
+
+
+class InputTypeError(InputError, TypeError):
+    """A value of the wrong type."""
+
+
+class BundleError(CoromError):
+    """A bundle that is incomplete, altered or written by a newer corom."""
+
+
+class ParityError(CoromError):
+    """Vectors differ from the torch reference by more than the tolerance allows."""
+
+    exit_code = 1
+
+
+class UnavailableError(CoromError):
+    """A backend, device, precision or package was asked for and is not here."""
+
+    exit_code = 3
+
+
+class EngineError(UnavailableError):
+    """A TensorRT engine cannot be opened, or failed to run."""
+
+
+class EngineMismatchError(EngineError):
+    """No engine of the bundle is for this machine; none is broken."""
+
+
+class CudaError(UnavailableError):
+    """A CUDA call failed. ``fatal``: every later call of this process on the device fails too."""
+
+    def __init__(self, message: str, *, fatal: bool = False) -> None:
+        super().__init__(message)
+        self.fatal = fatal
+
+
+class DeviceMemoryError(CudaError):
+    """The device has too little free memory; what already runs is not affected."""
+
+
+def missing_extra(package: str, extra: str, needed_for: str) -> UnavailableError:
+    """Return the error for a package that is not installed, with the pip line that installs it."""
+    return UnavailableError(
+        f"{needed_for} needs the package {package}, which is not installed. "
+        f"Run: pip install 'corom[{extra}]'"
+    )

@@ -1,0 +1,136 @@
+"""Texts to token ids and lengths. Knows no arrays with padding, no batches, no graph."""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+
+from .errors import BundleError, InputError, InputTypeError
+
+Truncate = bool | Literal["error"]
+
+
+class Tokens(NamedTuple):
+    """Token ids of N texts, special tokens included, without padding."""
+
+    ids: list[list[int]]
+    lengths: npt.NDArray[np.int64]
+    """(N,) number of ids of each text."""
+    truncated: int
+    """How many of the texts were cut to the maximum length."""
+
+
+class Tokenizer:
+    """Turns texts into ids by a tokenizer.json. Immutable, so threads may share it.
+
+    ``max_length``: tokens a text is cut to; at most ``max_positions``, what the model can take.
+    """
+
+    def __init__(self, tokenizer_json: bytes, max_length: int, max_positions: int) -> None:
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(tokenizer_json)
+        except Exception as error:  # the library raises bare Exception
+            raise BundleError(f"tokenizer.json cannot be read: {error}.") from None
+        # The library's truncation and padding are state of the shared object, and its truncation
+        # keeps every part it cut off; slicing the ids here gives the same ids for less.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._suffix = _special_suffix(self._tokenizer)
+        self._max_length, self._max_positions = max_length, max_positions
+        if isinstance(max_length, bool) or not isinstance(max_length, int):
+            raise InputTypeError(f"max_length is {max_length!r}; pass a whole number.")
+        shortest = self._tokenizer.num_special_tokens_to_add(False) + 1
+        if not shortest <= max_length <= max_positions:
+            raise InputError(
+                f"max_length is {max_length}; it must be {shortest} (the special tokens and one "
+                f"of text) to {max_positions} (the positions of the model)."
+            )
+
+    def one(self, text: str, *, prefix: str, truncate: Truncate) -> Tokens:
+        """Return the tokens of one text: as a call does, in fewer steps."""
+        try:
+            ids = self._tokenizer.encode_batch_fast([prefix + text if prefix else text])[0].ids
+        except TypeError:
+            return self([text], prefix=prefix, truncate=truncate)  # which says what is wrong
+        if len(ids) > self._max_length:
+            return self._limited([ids], truncate, 0)
+        return Tokens([ids], np.array([len(ids)], np.int64), 0)
+
+    def __call__(
+        self, texts: list[str], *, prefix: str = "", truncate: Truncate = True, first: int = 0
+    ) -> Tokens:
+        """Return the tokens of ``texts``, each with ``prefix`` before it.
+
+        ``truncate``: see ``Encoder.encode``. ``first``: position of the first text, for messages.
+        """
+        check_truncate(truncate)
+        for row, text in enumerate(texts, first):
+            if type(text) is not str:
+                check_text(text, f"text {row}")
+        try:
+            encodings = self._tokenizer.encode_batch_fast(
+                [prefix + text for text in texts] if prefix else texts
+            )
+        except TypeError:
+            for row, text in enumerate(texts, first):
+                _refuse_surrogates(text, f"text {row}")
+            _refuse_surrogates(prefix, "prompt")
+            raise
+        return self._limited([encoding.ids for encoding in encodings], truncate, first)
+
+    def _limited(self, ids: list[list[int]], truncate: Truncate, first: int) -> Tokens:
+        """Return ids cut to the limit, or refuse those that are longer."""
+        counts = [len(row) for row in ids]
+        lengths = np.array(counts, np.int64)
+        limit = self._max_positions if truncate is False else self._max_length
+        if max(counts, default=0) <= limit:
+            return Tokens(ids, lengths, 0)
+        too_long: list[int] = np.flatnonzero(lengths > limit).tolist()
+        if truncate is not True:
+            row = too_long[0]
+            raise InputError(
+                f"text {first + row} has {lengths[row]} tokens, special tokens included; the limit "
+                f"is {limit}. Shorten it, or have such texts cut: truncate=True (--truncate)."
+            )
+        keep = limit - len(self._suffix)
+        for row in too_long:
+            ids[row] = ids[row][:keep] + self._suffix
+        return Tokens(ids, np.minimum(lengths, limit), len(too_long))
+
+
+def _special_suffix(tokenizer: tokenizers.Tokenizer) -> list[int]:
+    """Return the special ids that the tokenizer puts behind every text, such as [SEP]."""
+    encoding = tokenizer.encode("1")
+    mask: list[int] = encoding.special_tokens_mask
+    text_end = len(mask) - mask[::-1].index(0) if 0 in mask else len(mask)
+    suffix: list[int] = encoding.ids[text_end:]
+    return suffix
+
+
+def _refuse_surrogates(text: str, place: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{place} holds a lone surrogate ({text[error.start]!r} at character {error.start}), "
+            "which is no text. Decode the bytes it came from with errors='replace', or remove it."
+        ) from None
+
+
+def check_truncate(truncate: object) -> None:
+    """Raise ``InputError`` unless this is a value of ``Truncate``."""
+    if not isinstance(truncate, bool) and not (isinstance(truncate, str) and truncate == "error"):
+        raise InputError(f"truncate is {truncate!r}; allowed: True, False, 'error'.")
+
+
+def check_text(text: object, place: str) -> None:
+    """Raise ``InputTypeError`` unless ``text`` is a string; ``place`` names it in the message."""
+    if isinstance(text, str):
+        return
+    advice = "Pass str."
+    if isinstance(text, bytes | bytearray):
+        advice = "Decode it first: text.decode('utf-8')."
+    elif isinstance(text, list | tuple):
+        advice = "Pass one flat list of str."
+    raise InputTypeError(f"{place} is {type(text).__name__}, not str. {advice}")

@@ -1,0 +1,44 @@
+"""What is done to vectors after the encoder: shorten, normalize, compare."""
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import InputError, InputTypeError
+from .manifest import Similarity
+
+Vectors = npt.NDArray[np.float32]
+
+
+def shorten(vectors: Vectors, dimension: int) -> Vectors:
+    """Return the first ``dimension`` values of each row."""
+    if isinstance(dimension, bool) or not isinstance(dimension, int):
+        raise InputTypeError(f"truncate_dim is {dimension!r}; pass a whole number.")
+    if not 1 <= dimension <= vectors.shape[1]:
+        raise InputError(
+            f"truncate_dim is {dimension}; the vectors have {vectors.shape[1]} dimensions."
+        )
+    return np.ascontiguousarray(vectors[:, :dimension])
+
+
+def normalize(vectors: Vectors) -> Vectors:
+    """Return the rows of (N, H) scaled to length 1; a row of zeros stays as it is."""
+    norms = np.sqrt(np.einsum("nh,nh->n", vectors, vectors))[:, None]
+    scaled: Vectors = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
+    return scaled
+
+
+def similarity(queries: Vectors, documents: Vectors, kind: Similarity) -> Vectors:
+    """Return the (Q, D) scores of (Q, H) against (D, H): inner products, or cosines.
+
+    One vector (H,) counts as one row. Raises ``InputError`` if the widths differ.
+    """
+    queries, documents = np.atleast_2d(queries), np.atleast_2d(documents)
+    if queries.ndim != 2 or documents.ndim != 2 or queries.shape[1] != documents.shape[1]:
+        raise InputError(
+            f"vectors of the shapes {queries.shape} and {documents.shape} cannot be compared; "
+            "pass (Q, H) and (D, H) of the same encoder."
+        )
+    if kind == "cosine":
+        queries, documents = normalize(queries), normalize(documents)
+    scores: Vectors = queries @ documents.T
+    return scores

@@ -1,0 +1,164 @@
+"""Vectors to .npy, .jsonl or .parquet, row by row, published whole by one rename or not at all."""
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import msgspec
+import numpy as np
+
+from .errors import InputError, missing_extra
+from .vectors import Vectors
+
+SUFFIXES = (".npy", ".jsonl", ".parquet")
+
+
+class Writer(Protocol):
+    """Takes rows until it is closed; ``rows`` counts them."""
+
+    rows: int
+
+    def write(self, texts: list[str], vectors: Vectors) -> None:
+        """Append the vectors (N, H) of N texts."""
+        ...
+
+    def close(self) -> None:
+        """Write what is still owed to the file."""
+        ...
+
+
+class JsonLinesWriter:
+    """One object a line: ``{"text": …, "embedding": […]}``."""
+
+    def __init__(self, file: IO[bytes], dimension: int) -> None:  # noqa: ARG002
+        self._file = file
+        self.rows = 0
+
+    def write(self, texts: list[str], vectors: Vectors) -> None:
+        """Append the vectors (N, H) of N texts."""
+        rows = zip(texts, vectors.tolist(), strict=True)
+        records = [{"text": text, "embedding": vector} for text, vector in rows]
+        self._file.write(msgspec.json.Encoder().encode_lines(records))
+        self.rows += len(texts)
+
+    def close(self) -> None:
+        """Flush."""
+        self._file.flush()
+
+
+class NpyWriter:
+    """A float32 array (N, H); N is written into the header when it is known."""
+
+    def __init__(self, file: IO[bytes], dimension: int) -> None:
+        self._file = file
+        self._dimension = dimension
+        self.rows = 0
+        self._write_header()
+
+    def write(self, texts: list[str], vectors: Vectors) -> None:  # noqa: ARG002
+        """Append the vectors (N, H); the texts are not kept."""
+        self._file.write(np.ascontiguousarray(vectors, "<f4").data)
+        self.rows += len(vectors)
+
+    def close(self) -> None:
+        """Write the final number of rows into the header."""
+        self._file.seek(0)
+        self._write_header()
+        self._file.flush()
+
+    def _write_header(self) -> None:
+        # NumPy pads the header so that the first axis can grow without the header growing.
+        shape = (self.rows, self._dimension)
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+
+class ParquetWriter:
+    """Columns ``text`` (string) and ``embedding`` (fixed-size list of float32)."""
+
+    def __init__(self, file: IO[bytes], dimension: int) -> None:
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError:
+            raise missing_extra("pyarrow", "parquet", "Writing .parquet") from None
+        self._arrow: Any = pyarrow
+        self._schema = pyarrow.schema(
+            {"text": pyarrow.string(), "embedding": pyarrow.list_(pyarrow.float32(), dimension)}
+        )
+        self._writer = pyarrow.parquet.ParquetWriter(file, self._schema, compression="zstd")
+        self._dimension = dimension
+        self.rows = 0
+
+    def write(self, texts: list[str], vectors: Vectors) -> None:
+        """Append the vectors (N, H) of N texts as one row group."""
+        values = self._arrow.array(vectors.reshape(-1))
+        embedding = self._arrow.FixedSizeListArray.from_arrays(values, self._dimension)
+        columns = [self._arrow.array(texts, self._arrow.string()), embedding]
+        self._writer.write_table(self._arrow.Table.from_arrays(columns, schema=self._schema))
+        self.rows += len(texts)
+
+    def close(self) -> None:
+        """Write the footer."""
+        self._writer.close()
+
+    def abandon(self) -> None:
+        """Make pyarrow forget the footer that it would otherwise still write, and complain."""
+        self._writer.is_open = False
+
+
+WRITERS: dict[str, type[NpyWriter | JsonLinesWriter | ParquetWriter]] = {
+    ".npy": NpyWriter,
+    ".jsonl": JsonLinesWriter,
+    ".parquet": ParquetWriter,
+}
+
+
+@contextmanager
+def open_writer(output: Path | None, dimension: int) -> Iterator[Writer]:
+    """Yield a writer for a file of one of ``SUFFIXES``, or JSON lines on stdout for None.
+
+    The file appears under its name when all rows are written; on an error nothing is left behind.
+    """
+    if output is None:
+        if sys.stdout is None:
+            raise InputError("standard output is closed: give a file to write, -o FILE.")
+        writer = JsonLinesWriter(sys.stdout.buffer, dimension)
+        yield writer
+        writer.close()
+        return
+    if output.is_symlink():  # what it leads to is replaced, not the link
+        output = output.resolve()
+    if output.suffix not in WRITERS:
+        raise InputError(f"output '{output}' must end in one of: {', '.join(SUFFIXES)}.")
+    if not output.parent.is_dir():
+        raise InputError(f"there is no folder '{output.parent}' to write '{output.name}' into.")
+    with tempfile.NamedTemporaryFile(
+        dir=output.parent, prefix=f".{output.name}.", delete=False
+    ) as file:
+        partial = Path(file.name)
+        try:
+            file_writer: Writer = WRITERS[output.suffix](file, dimension)
+            try:
+                yield file_writer
+                file_writer.close()
+            except BaseException:
+                if isinstance(file_writer, ParquetWriter):
+                    file_writer.abandon()
+                raise
+            file.close()
+            _share_as_usual(partial)
+            partial.replace(output)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def _share_as_usual(path: Path) -> None:
+    """Give a temporary file, which only its owner may read, the mode of an ordinary new file."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)

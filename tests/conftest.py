@@ -1,0 +1,362 @@
+"""Checkpoints for the tests: tiny ones made on the spot in every layout, and the demo's real one.
+
+Weights, configs and tokenizers are written by transformers and by hand, never by corom, so that
+what corom reads is what users have. torch and transformers are imported where they are used: most
+tests need neither.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import pytest
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+
+from corom.export.sources import ResolvedSource, resolve_source
+from corom.runtime.errors import UnavailableError
+from corom.runtime.manifest import describe_files, load_manifest, save_manifest
+
+if TYPE_CHECKING:
+    import torch
+
+State = dict[str, "torch.Tensor"]
+MakeCheckpoint = Callable[..., Path]
+
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+CLASSES = {"bert": "Bert", "roberta": "Roberta", "xlm-roberta": "XLMRoberta"}
+
+
+@pytest.fixture(scope="session")
+def parity_texts() -> list[str]:
+    """The texts that `corom export` measures parity on."""
+    content = resources.files("corom.export").joinpath("parity_texts.txt").read_text("utf-8")
+    return [line for line in content.splitlines() if line.strip()]
+
+
+@pytest.fixture(scope="session")
+def vocabulary(parity_texts: list[str]) -> list[str]:
+    """About 2,000 WordPiece tokens: the characters of the parity texts and pieces of words."""
+    characters = sorted({c for text in parity_texts for c in text if not c.isspace()})
+    ascii_letters = [chr(c) for c in range(33, 127)]
+    pieces = [f"##{c}" for c in ascii_letters if c.isalnum()]
+    words = ["ct", "CT", "mg", "kg", "##mg", "café", "cafe", "über", "##ing", "[unused1]"]
+    common = [chr(c) for c in range(0x4E00, 0x4E00 + 3000)]
+    tokens = dict.fromkeys(SPECIAL_TOKENS + ascii_letters + pieces + words + characters + common)
+    return list(tokens)[:2000]
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint(
+    tmp_path_factory: pytest.TempPathFactory, vocabulary: list[str], parity_texts: list[str]
+) -> MakeCheckpoint:
+    """Return the function that writes a tiny checkpoint with seeded random weights.
+
+    ``layout``: huggingface, sentence-transformers or modelscope. ``edit``: changes the state dict
+    before it is written. ``tokenizer``: vocab.txt or tokenizer.json (always so for RoBERTa). Other
+    options go into config.json.
+    """
+    import torch
+    import transformers
+    from safetensors.torch import save_file
+
+    torch.set_num_threads(1)  # for models this small more threads only wait for each other
+
+    def make(
+        *,
+        layout: str = "huggingface",
+        model_type: str = "bert",
+        prefix: str = "",
+        pickled: bool = False,
+        tokenizer: str = "vocab.txt",
+        tokenizer_settings: dict[str, Any] | None = None,
+        edit: Callable[[State], object] | None = None,
+        seed: int = 0,
+        **options: Any,
+    ) -> Path:
+        folder = tmp_path_factory.mktemp("checkpoint")
+        roberta = model_type != "bert"
+        shape = {
+            "vocab_size": len(vocabulary),
+            "hidden_size": 48,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "intermediate_size": 96,
+            "max_position_embeddings": 160 + 2 * roberta,
+            "type_vocab_size": 1 if roberta else 2,
+        }
+        config = getattr(transformers, f"{CLASSES[model_type]}Config")(**(shape | options))
+        config.save_pretrained(folder)
+        model = getattr(transformers, f"{CLASSES[model_type]}Model")(config)
+        state = {prefix + k: v for k, v in random_state(model.state_dict(), seed).items()}
+        if edit is not None:
+            edit(state)
+        if layout == "modelscope" or pickled:
+            torch.save(state, folder / "pytorch_model.bin")
+        else:
+            save_file(state, folder / "model.safetensors")
+        if roberta:
+            byte_level_tokenizer(parity_texts).save(str(folder / "tokenizer.json"))
+            settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        else:
+            vocab = {token: row for row, token in enumerate(vocabulary)}
+            settings = {"do_lower_case": True} | (tokenizer_settings or {})
+            if tokenizer == "vocab.txt":
+                lines = "".join(f"{token}\n" for token in vocabulary)
+                (folder / "vocab.txt").write_text(lines, "utf-8")
+            else:
+                transformers.BertTokenizer(vocab=vocab, **settings).save_pretrained(folder)
+            settings = {"tokenizer_class": "BertTokenizer"} | settings
+        write_json(folder / "tokenizer_config.json", settings)
+        if layout == "modelscope":
+            configuration = {
+                "framework": "pytorch",
+                "task": "sentence-embedding",
+                "model": {"type": "bert"},
+                "pipeline": {"type": "sentence-embedding"},
+            }
+            write_json(folder / "configuration.json", configuration)
+            (folder / "tokenizer_config.json").unlink()
+        if layout == "sentence-transformers":
+            write_sentence_transformers(folder, config.hidden_size)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(make_checkpoint: MakeCheckpoint) -> Path:
+    """A three-layer BERT of 48 in ModelScope's layout, as CoROM's are."""
+    return make_checkpoint(layout="modelscope", prefix="bert.")
+
+
+@pytest.fixture(scope="session")
+def demo_source() -> ResolvedSource:
+    """m3e-small, trained weights, from the cache; skips if `make weights` has not put it there."""
+    try:
+        return resolve_source("demo", offline=True)
+    except UnavailableError:
+        if os.environ.get("COROM_TEST_WEIGHTS") == "required":
+            raise
+        pytest.skip("m3e-small is not in the cache; fetch it with: make weights")
+
+
+def random_state(state: State, seed: int) -> State:
+    """Return weights of the size that training gives, none of them zero or one by default."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(weight.shape, generator=generator) * 0.15
+        + float(name.endswith("LayerNorm.weight"))
+        for name, weight in state.items()
+    }
+
+
+def byte_level_tokenizer(texts: list[str]) -> tokenizers.Tokenizer:
+    """Return a RoBERTa tokenizer trained on ``texts``."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1500,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    return tokenizer
+
+
+def write_sentence_transformers(folder: Path, hidden: int) -> None:
+    """Add the files of a sentence-transformers model with mean pooling and normalization."""
+    kinds = ("Transformer", "Pooling", "Normalize")
+    modules = [
+        {"idx": k, "name": str(k), "path": f"{k}_{kind}" if k else "", "type": f"st.models.{kind}"}
+        for k, kind in enumerate(kinds)
+    ]
+    write_json(folder / "modules.json", modules)
+    pooling = {
+        "word_embedding_dimension": hidden,
+        "pooling_mode_cls_token": False,
+        "pooling_mode_mean_tokens": True,
+        "pooling_mode_max_tokens": False,
+    }
+    write_json(folder / "1_Pooling" / "config.json", pooling)
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": 96, "do_lower_case": False})
+    prompts = {"prompts": {"query": "查询：", "document": ""}, "default_prompt_name": None}
+    write_json(folder / "config_sentence_transformers.json", prompts)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write ``content`` as JSON, making the folder."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content, ensure_ascii=False), "utf-8")
+
+
+# Bundles, and the commands that work on them.
+
+Corom = Callable[..., subprocess.CompletedProcess[str]]
+Start = Callable[..., subprocess.Popen[str]]
+SCRIPT = Path(sys.executable).with_name("corom")
+
+
+@pytest.fixture(scope="session")
+def parity_file(tmp_path_factory: pytest.TempPathFactory, parity_texts: list[str]) -> Path:
+    """A short file of parity texts, spread over those that come with corom."""
+    file = tmp_path_factory.mktemp("texts") / "parity.txt"
+    file.write_text("".join(f"{text}\n" for text in parity_texts[::12]), "utf-8")
+    return file
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(
+    tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, parity_file: Path
+) -> Path:
+    """The bundle of ``tiny_checkpoint``: [CLS], not normalized, 128 tokens of 160 positions."""
+    from corom.export.bundle import export_bundle
+
+    bundle = tmp_path_factory.mktemp("bundles") / "tiny"
+    export_bundle(str(tiny_checkpoint), bundle, parity_texts=parity_file)
+    return bundle
+
+
+@pytest.fixture(scope="session")
+def tiny_mean_checkpoint(make_checkpoint: MakeCheckpoint) -> Path:
+    """A sentence-transformers folder: mean pooling, normalized, a prompt for queries."""
+    return make_checkpoint(layout="sentence-transformers", seed=1)
+
+
+@pytest.fixture(scope="session")
+def tiny_mean_bundle(
+    tmp_path_factory: pytest.TempPathFactory, tiny_mean_checkpoint: Path, parity_file: Path
+) -> Path:
+    """The bundle of ``tiny_mean_checkpoint``."""
+    from corom.export.bundle import export_bundle
+
+    bundle = tmp_path_factory.mktemp("bundles") / "tiny-mean"
+    export_bundle(str(tiny_mean_checkpoint), bundle, parity_texts=parity_file)
+    return bundle
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(
+    tmp_path_factory: pytest.TempPathFactory, demo_source: ResolvedSource, parity_file: Path
+) -> Path:
+    """The bundle of m3e-small: trained weights, mean pooling, 512 tokens. Takes half a minute."""
+    from corom.export.bundle import export_bundle
+
+    assert demo_source.folder.is_dir()
+    bundle = tmp_path_factory.mktemp("bundles") / "demo"
+    export_bundle("demo", bundle, offline=True, parity_texts=parity_file)
+    return bundle
+
+
+@pytest.fixture
+def altered(tmp_path: Path, tiny_bundle: Path) -> Path:
+    """A copy of the tiny bundle, for tests that damage it."""
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "altered"))
+
+
+@pytest.fixture(scope="session")
+def rehash() -> Callable[..., None]:
+    """Return the function that makes a bundle's manifest agree with its files again."""
+
+    def rehash(bundle: Path, **fields: Any) -> None:
+        manifest = msgspec.structs.replace(load_manifest(bundle), **fields)
+        save_manifest(msgspec.structs.replace(manifest, files=describe_files(bundle)), bundle)
+
+    return rehash
+
+
+@pytest.fixture(scope="session")
+def offline_environment() -> dict[str, str]:
+    """The environment of commands under test: no network, nothing of pytest's."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "COV"))}
+    return kept | {"HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
+
+
+@pytest.fixture(scope="session")
+def start(offline_environment: dict[str, str]) -> Start:
+    """Return the function that starts a real `corom` process, which Ctrl-C can interrupt."""
+
+    def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        # A job in the background of a shell starts with Ctrl-C ignored.
+        default = signal.getsignal(signal.SIGINT)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        try:
+            return subprocess.Popen(
+                [SCRIPT, *map(str, arguments)],
+                encoding="utf-8",
+                env=offline_environment,
+                **(pipes | options),
+            )
+        finally:
+            signal.signal(signal.SIGINT, default)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def corom(start: Start) -> Corom:
+    """Return the function that runs `corom` with these arguments and collects what it says."""
+
+    def corom(*arguments: object, input: str = "", **options: Any) -> Any:  # noqa: A002
+        with start(*arguments, **options) as process:
+            out, err = process.communicate(input)
+        result = subprocess.CompletedProcess(process.args, process.returncode, out, err)
+        assert "Traceback" not in (err or ""), err
+        return result
+
+    return corom
+
+
+@pytest.fixture(scope="session")
+def transformers_vectors() -> Callable[..., np.ndarray]:
+    """Return the function that computes vectors with nothing but transformers and the textbook."""
+
+    import torch
+    import transformers
+
+    def vectors(folder: Path, texts: list[str], pooling: str, max_length: int) -> np.ndarray:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        model = transformers.AutoModel.from_pretrained(folder, attn_implementation="eager")
+        model = model.float().eval()
+        rows = []
+        for text in texts:
+            inputs = tokenizer(text, truncation=True, max_length=max_length, return_tensors="pt")
+            with torch.inference_mode():
+                hidden = model(**inputs).last_hidden_state[0]
+            rows.append((hidden[0] if pooling == "cls" else hidden.mean(0)).numpy())
+        return np.stack(rows)
+
+    return vectors
+
+
+@pytest.fixture(scope="session")
+def shell(offline_environment: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return the function that runs a line in bash, with `corom` on the PATH."""
+    path = f"{SCRIPT.parent}{os.pathsep}{offline_environment['PATH']}"
+
+    def shell(line: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", "-c", f"set -o pipefail; {line}"],
+            env=offline_environment | {"PATH": path},
+            capture_output=True,
+            encoding="utf-8",
+            check=False,
+            **options,
+        )
+
+    return shell

@@ -1,0 +1,176 @@
+"""The package: what the wheel holds, what importing loads, what the base install can do."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib import import_module, metadata
+from pathlib import Path
+from time import perf_counter
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HALVES = ("benchmarks", "export", "models", "runtime")
+HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "rich", "pyarrow", "corom.export"}
+
+
+# --- Importing
+
+
+def run(program: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd="/"
+    )
+    return done.stdout.strip()
+
+
+def test_importing_the_runtime_loads_nothing_heavy() -> None:
+    program = f"import sys, corom.runtime; print(sorted({HEAVY!r} & set(sys.modules)))"
+    assert run(program) == "[]"
+
+
+def test_importing_the_command_line_loads_nothing_heavy() -> None:
+    program = f"import sys, corom.runtime.cli; print(sorted({HEAVY!r} & set(sys.modules)))"
+    assert run(program) == "[]"
+
+
+def test_onnxruntime_is_loaded_when_a_bundle_is_opened(tiny_bundle: Path) -> None:
+    program = (
+        f"import sys; from corom.runtime import Encoder; Encoder({str(tiny_bundle)!r})\n"
+        f"print(sorted({HEAVY!r} & set(sys.modules)))"
+    )
+    assert run(program) == "['onnxruntime']"
+
+
+def test_importing_the_runtime_is_quick() -> None:
+    program = (
+        "from time import perf_counter as now; start = now(); import corom.runtime\n"
+        "print(now() - start)"
+    )
+    assert min(float(run(program)) for _ in range(5)) < 0.5
+
+
+def test_opening_the_demo_bundle_takes_less_than_a_second(demo_bundle: Path) -> None:
+    from corom.runtime import Encoder
+
+    def seconds() -> float:
+        start = perf_counter()
+        Encoder(demo_bundle).close()
+        return perf_counter() - start
+
+    assert min(seconds() for _ in range(5)) < 1
+
+
+@pytest.mark.parametrize("name", ["corom.runtime", "corom.export", "corom.benchmarks"])
+def test_all_is_sorted_and_complete(name: str) -> None:
+    module = import_module(name)
+    names = getattr(module, "__all__", [])
+    public = [
+        key
+        for key, value in vars(module).items()
+        if not key.startswith("_") and getattr(value, "__module__", name).startswith("corom")
+        and not isinstance(value, type(sys))
+    ]  # fmt: skip
+    assert list(names) == sorted(names)
+    assert sorted(public) == list(names)
+
+
+# --- The wheel
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from a copy, so that nothing is left in the working tree."""
+    source = tmp_path_factory.mktemp("source")
+    ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
+    for half in HALVES:
+        shutil.copytree(ROOT / half, source / half, ignore=ignore)
+    shutil.copytree(ROOT / "tests", source / "tests", ignore=ignore)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    command = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir"]
+    done = subprocess.run(
+        [*command, str(source / "dist"), str(source)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (built,) = (source / "dist").glob("*.whl")
+    return built
+
+
+def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    expected = {
+        f"corom/{half}/{path.name}"
+        for half in HALVES
+        for path in (ROOT / half).iterdir()
+        if path.suffix in {".py", ".toml", ".txt"} or path.name == "py.typed"
+    }
+    assert names == expected
+    for must in (
+        "corom/export/parity_texts.txt",
+        "corom/models/demo.toml",
+        "corom/models/corom-tiny-medical.toml",
+        "corom/runtime/py.typed",
+        "corom/export/py.typed",
+        "corom/runtime/cli.py",
+    ):
+        assert must in names
+    assert "corom/__init__.py" not in names
+
+
+def test_the_wheel_names_its_licence_script_and_extras(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        info = {name.split("/", 1)[1]: name for name in archive.namelist() if ".dist-info/" in name}
+        described = archive.read(info["METADATA"]).decode()
+        scripts = archive.read(info["entry_points.txt"]).decode()
+    assert "licenses/LICENSE" in info
+    assert "License-Expression: Apache-2.0" in described
+    assert "corom = corom.runtime.cli:main" in scripts
+    for extra in ("export", "parquet", "dev"):
+        assert f"Provides-Extra: {extra}" in described
+    base = [
+        re.split(r"[><=]", line.removeprefix("Requires-Dist: "))[0]
+        for line in described.splitlines()
+        if line.startswith("Requires-Dist: ") and "extra ==" not in line
+    ]
+    assert sorted(base) == ["click", "msgspec", "numpy", "onnxruntime", "rich", "tokenizers"]
+
+
+def test_the_version_is_one() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert metadata.version("corom") == project["version"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_base_install_opens_a_bundle_and_embeds(
+    wheel: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """A fresh environment with the wheel and its base dependencies only, from the package index."""
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    constraints = ["-c", str(ROOT / "constraints.txt")]
+    subprocess.run([python, *install, *constraints, str(wheel)], check=True)
+    script = python.with_name("corom")
+
+    def corom(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [script, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+
+    for package in ("torch", "transformers", "onnx", "pyarrow"):
+        missing = subprocess.run([python, "-c", f"import {package}"], stderr=-3, check=False)
+        assert missing.returncode == 1, package
+    assert corom("embed", tiny_bundle, "头痛", "-o", "v.npy").returncode == 0
+    assert (tmp_path / "v.npy").stat().st_size == 128 + 48 * 4
+    for command in (["verify"], ["inspect"]):
+        assert corom(*command, tiny_bundle).returncode == 0
+    assert corom("score", tiny_bundle, "头痛", "发烧").returncode == 0
+    done = corom("embed", tiny_bundle, "头痛", "-o", "v.parquet")
+    assert (done.returncode, "pip install 'corom[parquet]'" in done.stderr) == (3, True)
+    done = corom("export", "demo", "-o", "bundle")
+    assert (done.returncode, "pip install 'corom[export]'" in done.stderr) == (3, True)

@@ -1,0 +1,159 @@
+"""Tokens: the ids of the library's own truncation, for any text; clear refusals of the rest."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from corom.runtime.errors import BundleError, InputError, InputTypeError
+from corom.runtime.tokens import Tokenizer
+
+MAX_POSITIONS = 160
+
+# Unicode at large, and the corners that texts of the domain have.
+TEXTS = st.one_of(
+    st.text(max_size=60),
+    st.text(alphabet="头痛发烧吃药CTmg12 \t[SEP]", max_size=300),
+    st.text(alphabet=st.characters(categories=["Cc", "Cf", "Zs", "Mn", "So", "Lo"]), max_size=40),
+)
+
+
+@pytest.fixture(scope="module", params=["bert", "roberta"])
+def tokenizer_json(
+    request: pytest.FixtureRequest, tiny_bundle: Path, make_checkpoint: Callable[..., Path]
+) -> bytes:
+    """A WordPiece and a byte-level tokenizer, as bundles hold them."""
+    folder = tiny_bundle if request.param == "bert" else make_checkpoint(model_type="roberta")
+    return (folder / "tokenizer.json").read_bytes()
+
+
+@pytest.fixture
+def tokenizer(tiny_bundle: Path) -> Tokenizer:
+    return Tokenizer((tiny_bundle / "tokenizer.json").read_bytes(), 128, MAX_POSITIONS)
+
+
+def ids_of_the_library(content: bytes, texts: list[str], max_length: int) -> list[list[int]]:
+    """Return the ids that the library gives when it truncates by itself."""
+    library = tokenizers.Tokenizer.from_buffer(content)
+    library.no_padding()
+    library.enable_truncation(max_length)
+    return [library.encode(text).ids for text in texts]
+
+
+@settings(deadline=None, max_examples=150)
+@given(texts=st.lists(TEXTS, max_size=5), max_length=st.integers(3, MAX_POSITIONS))
+def test_any_text_has_the_ids_of_the_librarys_own_truncation(
+    tokenizer_json: bytes, texts: list[str], max_length: int
+) -> None:
+    tokens = Tokenizer(tokenizer_json, max_length, MAX_POSITIONS)(texts)
+    assert tokens.ids == ids_of_the_library(tokenizer_json, texts, max_length)
+    assert tokens.lengths.tolist() == [len(ids) for ids in tokens.ids]
+    whole = ids_of_the_library(tokenizer_json, texts, 1_000_000)
+    assert tokens.truncated == sum(len(ids) > max_length for ids in whole)
+
+
+@settings(deadline=None, max_examples=50)
+@given(text=TEXTS, prefix=st.text(max_size=10))
+def test_a_prefix_is_part_of_the_text(tokenizer_json: bytes, text: str, prefix: str) -> None:
+    tokenizer = Tokenizer(tokenizer_json, 32, MAX_POSITIONS)
+    assert tokenizer([text], prefix=prefix).ids == tokenizer([prefix + text]).ids
+
+
+@settings(deadline=None, max_examples=50)
+@given(before=st.text(max_size=10), bad=st.characters(categories=["Cs"]), row=st.integers(0, 2))
+def test_a_lone_surrogate_is_refused_by_its_place(
+    tokenizer_json: bytes, before: str, bad: str, row: int
+) -> None:
+    texts = ["好", "好", "好"]
+    texts[row] = f"{before}{bad}尾"
+    with pytest.raises(InputError, match=rf"text {row + 10} holds .* character {len(before)}\)"):
+        Tokenizer(tokenizer_json, 32, MAX_POSITIONS)(texts, first=10)
+
+
+def test_a_lone_surrogate_in_the_prefix_is_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(InputError, match="prompt holds a lone surrogate"):
+        tokenizer(["好"], prefix="\ud800")
+
+
+def test_error_mode_names_the_first_text_that_is_too_long(tokenizer: Tokenizer) -> None:
+    texts = ["短", "长" * 126, "长" * 127, "长" * 300]
+    with pytest.raises(InputError, match="text 7 has 129 tokens.* limit is 128"):
+        tokenizer(texts, truncate="error", first=5)
+    assert tokenizer(texts[:2], truncate="error").truncated == 0
+
+
+def test_without_truncation_the_positions_of_the_model_are_the_limit(tokenizer: Tokenizer) -> None:
+    tokens = tokenizer(["长" * 158], truncate=False)
+    assert tokens.lengths.tolist() == [160]
+    assert tokens.truncated == 0
+    with pytest.raises(InputError, match="text 0 has 161 tokens.* limit is 160"):
+        tokenizer(["长" * 159], truncate=False)
+
+
+@pytest.mark.parametrize("truncate", ["yes", None, 2, "ERROR"])
+def test_an_unknown_truncation_is_refused_even_if_nothing_is_too_long(
+    tokenizer: Tokenizer, truncate: object
+) -> None:
+    with pytest.raises(InputError, match="truncate is"):
+        tokenizer(["短"], truncate=truncate)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "text 1 is NoneType, not str"),
+        (3, "text 1 is int"),
+        (2.5, "text 1 is float"),
+        (b"bytes", r"text 1 is bytes.*\.decode\('utf-8'\)"),
+        (["nested"], "text 1 is list.* flat list"),
+        (("pair", "of"), "text 1 is tuple.* flat list"),
+        ({"text": "x"}, "text 1 is dict"),
+    ],
+)
+def test_what_is_no_text_is_refused_by_its_place(
+    tokenizer: Tokenizer, text: object, message: str
+) -> None:
+    with pytest.raises(InputTypeError, match=message):
+        tokenizer(["好", text])  # type: ignore[list-item]
+
+
+def test_subclasses_of_str_are_texts(tokenizer: Tokenizer) -> None:
+    class Title(str):
+        __slots__ = ()
+
+    assert tokenizer([Title("头痛"), np.str_("头痛")]).ids == tokenizer(["头痛"]).ids * 2
+
+
+def test_a_megabyte_in_one_text_is_cut(tokenizer: Tokenizer) -> None:
+    tokens = tokenizer(["头痛怎么办" * 70_000])
+    assert tokens.lengths.tolist() == [128]
+    assert tokens.truncated == 1
+
+
+def test_no_texts_are_no_tokens(tokenizer: Tokenizer) -> None:
+    tokens = tokenizer([])
+    assert (tokens.ids, tokens.lengths.shape, tokens.truncated) == ([], (0,), 0)
+
+
+@pytest.mark.parametrize("max_length", [-1, 0, 2, 161, 10**9])
+def test_a_length_that_the_model_cannot_take_is_refused(tiny_bundle: Path, max_length: int) -> None:
+    content = (tiny_bundle / "tokenizer.json").read_bytes()
+    with pytest.raises(InputError, match=f"max_length is {max_length}; it must be 3 .* 160"):
+        Tokenizer(content, max_length, MAX_POSITIONS)
+
+
+@pytest.mark.parametrize("max_length", ["5", 5.5, True])
+def test_a_length_that_is_no_whole_number_is_refused(tiny_bundle: Path, max_length: object) -> None:
+    content = (tiny_bundle / "tokenizer.json").read_bytes()
+    with pytest.raises(InputTypeError, match="max_length is"):
+        Tokenizer(content, max_length, MAX_POSITIONS)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"not json", b"\xff\xfe", b"[" * 100])
+def test_a_broken_tokenizer_file_is_a_bundle_error(content: bytes) -> None:
+    with pytest.raises(BundleError, match=r"tokenizer\.json cannot be read"):
+        Tokenizer(content, 128, 512)
