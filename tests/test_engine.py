@@ -137,7 +137,11 @@ def test_fp32_weights_in_a_plan_are_refused(rtx: Any) -> None:
         read_back(rtx, wide, Products(1, [sample]), log)
     half = read_back(rtx, b"head" + sample.tobytes(), Products(1, [sample]), log)
     assert half["fp16_weights_in_plan"] == "1 of 1"
-    neither = read_back(rtx, b"packed in some other way", Products(1, [sample]), log)
+    packed = b"packed in some other way"
+    with pytest.raises(EngineError, match="0 are fp16"):
+        read_back(rtx, packed, Products(1, [sample]), log)
+    full_tensorrt = SimpleNamespace(__name__="tensorrt")
+    neither = read_back(full_tensorrt, packed, Products(1, [sample]), log)
     assert neither["fp16_weights_in_plan"] == "0 of 1"
 
 
