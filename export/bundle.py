@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from corom.runtime.golden import GOLDEN_NAME, save_golden
+from corom.runtime.golden import GOLDEN_NAME, Golden, save_golden
 from corom.runtime.gpu_machine import this_machine
 from corom.runtime.manifest import (
     SCHEMA_VERSION,
@@ -18,11 +18,18 @@ from corom.runtime.manifest import (
     describe_files,
     save_manifest,
 )
-from corom.runtime.sidecar import Flavour, mismatches
+from corom.runtime.sidecar import Flavour, mismatches, sidecar_path
 
 from .checkpoint import Checkpoint, load_checkpoint
 from .encoder import TorchEncoder
-from .engine import Progress, build_engine, require_builder, save_engine
+from .engine import (
+    BuiltEngine,
+    Progress,
+    build_engine,
+    require_builder,
+    save_engine,
+    save_sidecar,
+)
 from .graph import export_graph
 from .parity import choose_golden, pass_gate, read_parity_texts, reference_golden
 from .precision import ENGINE_GRAPH, HALF_GRAPH, export_half_graphs
@@ -83,30 +90,56 @@ def export_bundle(
         if engines or "fp16" in precisions:
             say("Exporting the fp16 graph and executing it in fp16 arithmetic")
             half = export_half_graphs(encoder, staging, recipe.opset, for_engines=bool(engines))
-            check_rounding(half, reference, golden, checkpoint, recipe.tolerance_for("fp16"))
+            rounded = check_rounding(
+                half, reference, golden, checkpoint, recipe.tolerance_for("fp16")
+            )
+            say(f"Every result rounded to fp16, the cosine is at least {rounded.cosine_min:.7f}")
             made.append("fp16")
-        sidecars = []
+        built_engines = []
         for flavour in engines:
             profiles = chosen_profiles(recipe.engine, checkpoint.max_length)
             say("\n".join([f"Building the {flavour} engine", *map(profile_code, profiles)]))
             built = build_engine(staging / ENGINE_GRAPH, flavour, profiles, recipe.engine, progress)
             save_engine(built, staging / "engines" / built.name)
-            sidecars.append(built.sidecar)
+            built_engines.append(built)
         say("Measuring parity with torch")
         manifest = _stage_manifest(staging, checkpoint, recipe, output.name, made)
         variants = tuple(
             msgspec.structs.replace(v, parity=pass_gate(staging, v, golden, reference))
             for v in manifest.variants
         )
-        if any(not mismatches(sidecar, this_machine()) for sidecar in sidecars):
-            say("Measuring parity of the engine with torch")
-            pass_gate(staging, variants[-1], golden, reference, backend="tensorrt")
+        for built in built_engines:
+            if not mismatches(built.sidecar, this_machine()):
+                say(f"Measuring parity of {built.name} with torch")
+                _prove_engine(staging, manifest, built, variants[-1], golden, reference)
         say("Publishing")
         manifest = msgspec.structs.replace(manifest, variants=variants)
         (staging / "README.md").write_text(bundle_readme(manifest, recipe), encoding="utf-8")
         manifest = msgspec.structs.replace(manifest, files=describe_files(staging))
         save_manifest(manifest, staging)
     return manifest
+
+
+def _prove_engine(
+    staging: Path,
+    manifest: Manifest,
+    built: BuiltEngine,
+    variant: Variant,
+    golden: Golden,
+    reference: Reference,
+) -> None:
+    """Note an engine's parity in its sidecar; raises ``ParityError`` if it is out of tolerance."""
+    own = staging / "engines" / built.name
+    kept = {f"engines/{path.name}" for path in (own, sidecar_path(own))}
+    # The only one in the manifest, or the runtime might open another that fits this machine too.
+    files = tuple(
+        entry
+        for entry in manifest.files
+        if not entry.path.startswith("engines/") or entry.path in kept
+    )
+    save_manifest(msgspec.structs.replace(manifest, files=files), staging)
+    parity = pass_gate(staging, variant, golden, reference, backend="tensorrt")
+    save_sidecar(msgspec.structs.replace(built.sidecar, parity=parity), own)
 
 
 def _overridden(recipe: Recipe, overrides: dict[str, Any]) -> Recipe:

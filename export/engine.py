@@ -16,7 +16,7 @@ import msgspec
 
 from corom.runtime.cache import cache_root
 from corom.runtime.engine_tensorrt import IDS, LENGTHS, VECTORS, import_tensorrt, tensorrt_log
-from corom.runtime.errors import EngineError, UnavailableError
+from corom.runtime.errors import EngineError, InputError, UnavailableError
 from corom.runtime.gpu_machine import this_machine
 from corom.runtime.manifest import sha256_of
 from corom.runtime.sidecar import Flavour, Machine, Profile, Sidecar, sidecar_path
@@ -75,10 +75,17 @@ def build_engine(
     ``tensorrt`` builds for this machine's GPU; ``tensorrt-rtx`` needs none and builds for every GPU
     it knows.
 
-    Raises ``UnavailableError`` if the package or the GPU is not here, and ``EngineError`` with
-    TensorRT's own words if the graph cannot be parsed or built, or is not fp16.
+    Raises ``UnavailableError`` if the package or the GPU is not here, ``EngineError`` with
+    TensorRT's own words if the graph cannot be parsed or built, or is not fp16, and ``InputError``
+    for an option that the flavour does not have.
     """
     require_builder(flavour)
+    if flavour == "tensorrt-rtx" and options.hardware_compatibility != "none":
+        raise InputError(
+            f"hardware_compatibility is '{options.hardware_compatibility}', which is for tensorrt "
+            "engines; a tensorrt-rtx engine is for every RTX GPU anyway. Take it out of the "
+            "recipe's [engine] table."
+        )
     trt, log, machine = import_tensorrt(flavour), tensorrt_log(flavour), this_machine()
     with _ONE_AT_A_TIME:
         log.explain()  # what an earlier build left there
@@ -87,7 +94,7 @@ def build_engine(
         parser = trt.OnnxParser(network, log)  # it owns weights of the network until the end
         _parse(trt, parser, network, graph, log)
         products = half_products(trt, network)
-        config = _config(trt, builder, options, flavour)
+        config = _config(trt, builder, options)
         for profile in profiles:
             _add_profile(builder, config, profile, log)
         # TensorRT-RTX measures nothing while it builds.
@@ -124,10 +131,15 @@ def build_engine(
 
 def save_engine(built: BuiltEngine, path: Path) -> None:
     """Write an engine and its sidecar."""
-    encoded = msgspec.json.format(msgspec.json.encode(built.sidecar), indent=2)
     _save(path, built.plan)
     # The sidecar last: without it an engine counts as not there.
-    _save(sidecar_path(path), encoded + b"\n")
+    save_sidecar(built.sidecar, path)
+
+
+def save_sidecar(sidecar: Sidecar, engine: Path) -> None:
+    """Write the sidecar of an engine file."""
+    encoded = msgspec.json.format(msgspec.json.encode(sidecar), indent=2)
+    _save(sidecar_path(engine), encoded + b"\n")
 
 
 def rebuild_engine(graph: Path, sidecar: Sidecar, path: Path) -> None:
@@ -162,13 +174,13 @@ def _parse(trt: Any, parser: Any, network: Any, graph: Path, log: Any) -> None: 
         )
 
 
-def _config(trt: Any, builder: Any, options: EngineOptions, flavour: Flavour) -> Any:  # noqa: ANN401
+def _config(trt: Any, builder: Any, options: EngineOptions) -> Any:  # noqa: ANN401
     config = builder.create_builder_config()
     config.builder_optimization_level = options.builder_optimization_level
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if options.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
-    if options.hardware_compatibility != "none" and flavour == "tensorrt":
+    if options.hardware_compatibility != "none":
         level = options.hardware_compatibility.upper()
         config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, level)
     return config

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from corom.runtime.batching import pad, plan_batches
 from corom.runtime.errors import ParityError
 from corom.runtime.golden import Golden
-from corom.runtime.manifest import Tolerance
+from corom.runtime.manifest import Parity, Tolerance
 from corom.runtime.parity import compare
 from corom.runtime.tokens import Tokenizer, Tokens
 from corom.runtime.vectors import Vectors
@@ -58,8 +58,12 @@ def check_rounding(
     golden: Golden,
     checkpoint: Checkpoint,
     tolerance: Tolerance,
-) -> None:
-    """Raise ``ParityError`` if an fp16 encoder in fp16 arithmetic is out of tolerance."""
+) -> Parity:
+    """Return the parity of an fp16 encoder in fp16 arithmetic.
+
+    Raises ``ParityError`` with the worst text and the first layer that drifts if it is out of
+    tolerance.
+    """
     tokenizer = Tokenizer(
         checkpoint.tokenizer_json, checkpoint.max_length, checkpoint.config.max_positions
     )
@@ -77,6 +81,7 @@ def check_rounding(
             "and without an engine.\n"
             "Nothing was published."
         )
+    return parity
 
 
 def rounded_vectors(encoder: TorchEncoder, token_ids: list[list[int]]) -> Vectors:

@@ -114,16 +114,24 @@ def open_backend(
     variant: Variant,
     threads: int,
     engine_cache: EngineCache = "off",
+    cuda_graphs: bool | None = None,
 ) -> Backend:
     """Open a backend on a variant, after the hashes of its files are found to be as recorded.
 
-    Raises ``BundleError`` for a missing or altered file, ``UnavailableError`` for what is not here.
+    ``cuda_graphs``: None does as the backend does best.
+
+    Raises ``BundleError`` for a missing or altered file, ``UnavailableError`` for what is not here,
+    and ``InputError`` for CUDA graphs on a CPU.
     """
+    if cuda_graphs is not None and device != "cuda":
+        raise InputError(f"cuda_graphs is for device 'cuda'; {name} runs on '{device}' here.")
     # Imported late: an import alone takes longer than the rest of corom.runtime together.
     if name == "tensorrt":
         from .open_tensorrt import open_tensorrt
 
-        return open_tensorrt(bundle, manifest, variant.precision, engine_cache)
+        return open_tensorrt(
+            bundle, manifest, variant.precision, engine_cache, graphs=cuda_graphs is not False
+        )
     graph = checked_file(bundle, manifest.entry(variant.file))
     for entry in manifest.files:
         if entry.path == f"{variant.file}.data":  # weights too large for the graph's own file
@@ -131,7 +139,9 @@ def open_backend(
     if device == "cuda":
         from .backend_onnxruntime_cuda import OnnxRuntimeCudaBackend
 
-        return OnnxRuntimeCudaBackend(graph, manifest.dimension, threads)
+        return OnnxRuntimeCudaBackend(
+            graph, manifest.dimension, threads, cuda_graphs=cuda_graphs is True
+        )
     from .backend_onnxruntime import OnnxRuntimeBackend
 
     return OnnxRuntimeBackend(graph, manifest.dimension, threads)

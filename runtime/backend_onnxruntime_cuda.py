@@ -48,7 +48,8 @@ class OnnxRuntimeCudaBackend:
         if not found or found[0] != PROVIDER:
             raise UnavailableError(
                 f"ONNX Runtime did not start {PROVIDER}: found the providers {found}. Its CUDA and "
-                "cuDNN libraries must match onnxruntime-gpu. Run: pip install 'corom[gpu]'"
+                "cuDNN libraries must match onnxruntime-gpu. Run: pip install 'corom[gpu]', or use "
+                "--device cpu."
             )
         self._device_id = device_id
         self._buckets = Buckets(PROFILES) if cuda_graphs else None

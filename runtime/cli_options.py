@@ -39,6 +39,11 @@ def encoder_options(command: Command) -> Command:
             default="off",
             help="Build a TensorRT engine for this machine once, if none of the bundle's fits.",
         ),
+        click.option(
+            "--cuda-graphs/--no-cuda-graphs",
+            default=None,
+            help="Replay a captured graph for each shape; default: with TensorRT only.",
+        ),
     ]
     for option in reversed(options):
         command = option(command)

@@ -48,7 +48,8 @@ class Encoder:
     of one execution; a backend that is faster with less takes less. ``max_length``: tokens a text
     is cut to; None takes the manifest's. ``truncated_texts`` counts the texts cut so far.
     ``engine_cache``: "auto" builds a TensorRT engine for this machine once if none of the bundle's
-    fits, and keeps it in the cache.
+    fits, and keeps it in the cache. ``cuda_graphs``: replay one captured graph a shape; None does
+    so with TensorRT and not with ONNX Runtime, whose replays run one at a time.
 
     Raises ``BundleError`` for a bundle that is incomplete or altered.
     """
@@ -64,6 +65,7 @@ class Encoder:
         max_batch_tokens: int = 16384,
         max_length: int | None = None,
         engine_cache: EngineCache = "off",
+        cuda_graphs: bool | None = None,
     ) -> None:
         folder = Path(bundle)
         self.manifest = manifest = load_manifest(folder)
@@ -78,7 +80,14 @@ class Encoder:
         tokenizer_json = checked_file(folder, manifest.entry("tokenizer.json")).read_bytes()
         self._tokenizer = Tokenizer(tokenizer_json, self.max_length, manifest.max_positions)
         self._backend = open_backend(
-            self.backend_name, self.device, folder, manifest, variant, threads, engine_cache
+            self.backend_name,
+            self.device,
+            folder,
+            manifest,
+            variant,
+            threads,
+            engine_cache,
+            cuda_graphs,
         )
         self._batch_tokens = min(max_batch_tokens, self._backend.batch_tokens)
         self._closed = False

@@ -15,7 +15,9 @@ def engine_table(engine: ShippedEngine) -> Table:
         "tokens min, opt, max",
         title=f"Engine {engine.path}\n{_built(engine.sidecar)}",
         title_justify="left",
-        caption=f"{_shapes(engine.sidecar)}\n{_verdict(engine.problems)}",
+        caption="\n".join(
+            [_shapes(engine.sidecar), _proof(engine.sidecar), _verdict(engine.problems)]
+        ),
         caption_justify="left",
     )
     for profile in engine.sidecar.profiles:
@@ -42,6 +44,18 @@ def _shapes(sidecar: Sidecar) -> str:
         f"Batches are padded to {len(buckets)} shapes, up to {max(b.rows for b in buckets)} rows "
         f"and {max(b.width for b in buckets)} tokens; each gets a CUDA graph at its third "
         "execution and runs by plain enqueue before that, or where it cannot be captured."
+    )
+
+
+def _proof(sidecar: Sidecar) -> str:
+    if sidecar.parity is None:
+        return (
+            "Its vectors were not measured when it was built, on a machine that cannot run it; "
+            "opening it compares them with the golden ones."
+        )
+    return (
+        f"Measured where it was built: cosine min {sidecar.parity.cosine_min:.7f}, max abs "
+        f"{sidecar.parity.max_abs_error:.0e} on {sidecar.parity.texts} texts."
     )
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 
 from .errors import BundleError
-from .manifest import Precision
+from .manifest import Parity, Precision
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 
@@ -23,7 +23,10 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Sidecar(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What an engine file is; None for what does not apply (an engine built without a GPU)."""
+    """What an engine file is; None for what does not apply (an engine built without a GPU).
+
+    ``parity``: of the engine itself, on the GPU it was built on; None if it was not run there.
+    """
 
     flavour: Flavour
     version: str
@@ -38,6 +41,7 @@ class Sidecar(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     dimension: int
     profiles: tuple[Profile, ...]
     options: dict[str, str | int]
+    parity: Parity | None = None
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):

@@ -325,6 +325,11 @@ def test_an_unknown_option_is_refused(encoder: Encoder) -> None:
         ({"backend": "tensorrt", "device": "cpu"}, InputError, "does not run on device 'cpu'"),
         ({"precision": "int8"}, UnavailableError, "no variant of precision 'int8'; it has: fp32"),
         ({"precision": "fp64"}, UnavailableError, "no variant of precision 'fp64'"),
+        (
+            {"device": "cpu", "cuda_graphs": True},
+            InputError,
+            "cuda_graphs is for device 'cuda'; onnxruntime runs on 'cpu' here",
+        ),
         ({"threads": 0}, InputError, "threads is 0"),
         ({"threads": "2"}, InputTypeError, "threads is '2'"),
         ({"max_batch_tokens": 0}, InputError, "max_batch_tokens is 0"),

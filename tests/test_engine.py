@@ -1,6 +1,7 @@
 """Engines, really built by TensorRT-RTX's compiler, which needs no GPU."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from click.testing import CliRunner
 sys.path.insert(0, str(Path(__file__).parent))
 from random_checkpoint import HIDDEN, random_checkpoint
 
+from corom.export import bundle as bundle_module
 from corom.export import engine as engine_module
 from corom.export import readback
 from corom.export.cli import export
@@ -33,9 +35,11 @@ from corom.export.profiles import EngineOptions, chosen_profiles, default_profil
 from corom.export.readback import Products, read_back
 from corom.export.recipe import load_recipe
 from corom.export.sources import resolve_source
+from corom.runtime.engine_cache import ShippedEngine
+from corom.runtime.engine_table import engine_table
 from corom.runtime.engine_tensorrt import tensorrt_log
 from corom.runtime.errors import EngineError, InputError, UnavailableError
-from corom.runtime.manifest import checked_file, load_manifest, sha256_of
+from corom.runtime.manifest import checked_file, describe_files, load_manifest, sha256_of
 from corom.runtime.sidecar import Machine, Profile, load_sidecar, mismatches
 
 RTX = "tensorrt-rtx"
@@ -184,6 +188,13 @@ def test_too_little_workspace(graph: Path) -> None:
 
 
 @pytest.mark.usefixtures("rtx")
+@pytest.mark.usefixtures("rtx")
+def test_an_option_that_the_flavour_does_not_have_is_refused(graph: Path) -> None:
+    options = EngineOptions(hardware_compatibility="ampere_plus")
+    with pytest.raises(InputError, match="hardware_compatibility is 'ampere_plus'.*recipe"):
+        build_engine(graph, RTX, PROFILES, options)
+
+
 def test_a_refused_profile(graph: Path) -> None:
     upside_down = Profile(name="odd", batch=(4, 2, 1), length=(8, 8, 8))
     with pytest.raises(EngineError, match="odd|no engine could be built"):
@@ -337,6 +348,37 @@ def test_demo_bundle_has_a_proven_fp16_variant_and_an_engine(
     assert sidecar.options["fp16_weights_in_plan"] == "24 of 24"
     fp32_bytes = manifest.entry(manifest.variant("fp32").file).size_bytes
     assert (bundle / engine).stat().st_size < 0.75 * fp32_bytes
+
+
+def test_each_engine_is_measured_alone_and_its_sidecar_says_so(
+    built: Built, demo_bundle: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """No engine runs here: what is measured must be replaced, what is opened can be seen."""
+    folder = shutil.copytree(demo_bundle[0], tmp_path / "staged")
+    other = msgspec.structs.replace(built[0].sidecar, version="11.4.0", flavour="tensorrt")
+    second = built[0]._replace(sidecar=other)
+    save_engine(second, folder / "engines" / second.name)
+    manifest = msgspec.structs.replace(load_manifest(folder), files=describe_files(folder))
+    parity = manifest.variants[0].parity
+    seen: list[list[str]] = []
+
+    def gate(staging: Path, *_: Any, backend: str) -> Any:
+        assert backend == "tensorrt"
+        entries = load_manifest(staging).files
+        seen.append([entry.path for entry in entries if entry.path.endswith(".engine")])
+        return parity
+
+    monkeypatch.setattr(bundle_module, "pass_gate", gate)
+    golden: Any = None
+    bundle_module._prove_engine(folder, manifest, second, manifest.variants[1], golden, golden)
+    assert seen == [[f"engines/{second.name}"]]
+    assert load_sidecar(folder / "engines" / second.name).parity == parity
+    shown = engine_table(
+        ShippedEngine(second.name, msgspec.structs.replace(other, parity=parity), [])
+    )
+    assert "Measured where it was built: cosine min 1.00" in str(shown.caption)
+    unmeasured = engine_table(ShippedEngine(second.name, other, ["no GPU"]))
+    assert "not measured when it was built" in str(unmeasured.caption)
 
 
 def test_an_engine_that_cannot_be_built_publishes_nothing(
