@@ -23,7 +23,7 @@ from corom.runtime.manifest import load_manifest
 from corom.runtime.sidecar import Flavour
 from corom.runtime.verify import measure
 
-from .gpu_checks import Check, device_checks, run_check
+from .gpu_checks import Check, device_checks, run_check, soak
 from .gpu_figures import ROWS, WIDTHS, measured
 from .gpu_inventory import Component, inventory
 from .gpu_measure import (
@@ -48,8 +48,15 @@ from .machine import describe_machine
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("gpu-check.json"))
 @click.option("--work", type=click.Path(path_type=Path), default=Path("bundles/gpu-check"))
 @click.option("--rounds", type=click.IntRange(1), default=500, help="Requests a latency figure.")
+@click.option(
+    "--requests",
+    type=click.IntRange(100),
+    default=1_000_000,
+    show_default=True,
+    help="Requests to an engine that must not make memory grow.",
+)
 @click.option("--quick", is_flag=True, help="The device layer only: no bundle, no peer.")
-def main(output: Path, work: Path, rounds: int, quick: bool) -> None:
+def main(output: Path, work: Path, rounds: int, requests: int, quick: bool) -> None:
     """Check and measure corom on this machine's GPU."""
     parts = inventory()
     click.echo(inventory_table(parts))
@@ -64,7 +71,8 @@ def main(output: Path, work: Path, rounds: int, quick: bool) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     report |= {"stand_in": {}, "floors": {}, "models": {}, "checks": []}
     checks: list[Check] = []
-    for check in _all_checks(report, work, flavours_here(parts), rounds, quick=quick):
+    every = _all_checks(report, work, flavours_here(parts), rounds, requests, quick=quick)
+    for check in every:
         checks.append(check)
         report["checks"].append(check._asdict())
         # After every check: what was measured must survive what comes next.
@@ -81,6 +89,7 @@ def _all_checks(
     work: Path,
     flavours: tuple[Flavour, ...],
     rounds: int,
+    requests: int,
     *,
     quick: bool,
 ) -> Iterator[Check]:
@@ -92,6 +101,11 @@ def _all_checks(
     yield run_check("figures: floors", lambda: _filled(report["floors"], _floors()))
     if not quick:
         yield from _models(report["models"], work, flavours, rounds)
+        tiny = work / "corom-tiny-random"
+        yield run_check(
+            f"corom-tiny-random: {requests:,} requests of random shapes, no growth",
+            lambda: soak(tiny, requests),
+        )
         yield run_check("pytest -m gpu", _gpu_tests)
 
 

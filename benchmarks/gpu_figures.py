@@ -29,7 +29,7 @@ def measured(bundle: Path, checkpoint: Path | None, rounds: int) -> dict[str, An
     texts = list(islice(cycle(real_texts()), THROUGHPUT_TEXTS))
     result: dict[str, Any] = {"latency": {}, "throughput": {}}
     with open_roads(bundle, checkpoint) as roads:
-        absent = {road.name: {"missing": road.missing} for road in roads if road.run is None}
+        absent = {road.name: {"missing": road.missing} for road in roads if road.missing}
         for rows in ROWS:
             for width in WIDTHS:
                 load = texts_of(rows, width)
@@ -39,7 +39,7 @@ def measured(bundle: Path, checkpoint: Path | None, rounds: int) -> dict[str, An
         for road in roads:
             result["throughput"][road.name] = (
                 f"missing: {road.missing}"
-                if road.run is None
+                if road.missing
                 else throughput(road, tokenizer, texts, BATCH_TOKENS)
             )
     result["throughput"]["tokenizing alone"] = tokenize_rate(tokenizer, texts)

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
+from corom.runtime.backend_onnxruntime import attention_mask
 from corom.runtime.backend_onnxruntime_cuda import OnnxRuntimeCudaBackend
 from corom.runtime.batching import Batch, pad
+from corom.runtime.encoder import Encoder
 from corom.runtime.errors import CoromError
 from corom.runtime.manifest import Manifest, checked_file, load_manifest
 from corom.runtime.open_tensorrt import open_tensorrt
@@ -21,6 +24,8 @@ from corom.runtime.vectors import Vectors
 from .gpu_checks import require_torch_cuda
 
 Run = Callable[[Batch], Vectors]
+RECOMPILE_LIMIT = 256
+"""Shapes that torch.compile keeps; beyond its default of 8 it falls back to eager, silently."""
 
 
 class Road(NamedTuple):
@@ -29,6 +34,8 @@ class Road(NamedTuple):
     name: str
     run: Run | None
     missing: str | None
+    encode: Callable[[list[str]], Vectors] | None = None
+    """Texts to vectors by ``Encoder.encode``, where this road is one that users have."""
 
 
 def tokenizer_of(bundle: Path, manifest: Manifest) -> Tokenizer:
@@ -69,8 +76,20 @@ def open_roads(bundle: Path, checkpoint: Path | None) -> Iterator[list[Road]]:
             else:
                 stack.callback(backend.close)
                 roads.append(Road(name, backend.run, None))
+        roads += [_encoder_road(bundle, name, stack) for name in ("tensorrt", "onnxruntime")]
         roads += [torch_road(checkpoint, compiled=compiled) for compiled in (False, True)]
         yield roads
+
+
+def _encoder_road(bundle: Path, backend: str, stack: ExitStack) -> Road:
+    """Return ``Encoder.encode`` as users call it, whatever it adds or overlaps included."""
+    name = f"Encoder.encode, {backend}"
+    try:
+        encoder = Encoder(bundle, backend=backend, device="cuda", precision="fp16")
+    except CoromError as error:
+        return Road(name, None, str(error))
+    stack.callback(encoder.close)
+    return Road(name, None, None, encoder.encode)
 
 
 def torch_road(checkpoint: Path | None, *, compiled: bool) -> Road:
@@ -87,21 +106,36 @@ def torch_road(checkpoint: Path | None, *, compiled: bool) -> Road:
         )
         model = model.half().cuda().eval()
         if compiled:
+            torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
             model = torch.compile(model, mode="reduce-overhead", dynamic=False)
     except (CoromError, ImportError, OSError, ValueError) as error:
         return Road(name, None, str(error))
 
     def run(batch: Batch) -> Vectors:
-        rows, width = batch.input_ids.shape
-        # Multiples of 16: a compiled model is compiled anew for each shape.
-        wide = np.zeros((rows, -(-width // 16) * 16), np.int64)
-        wide[:, :width] = batch.input_ids
-        mask = np.arange(wide.shape[1]) < batch.lengths[:, None]
+        ids, mask = few_shapes(batch) if compiled else (batch.input_ids, mask_of(batch))
         with torch.inference_mode():
-            ids = torch.from_numpy(wide).cuda(non_blocking=True)
-            kept = torch.from_numpy(mask.astype(np.int64)).cuda(non_blocking=True)
-            hidden = model(input_ids=ids, attention_mask=kept).last_hidden_state
-            vectors: Vectors = hidden[:, 0].float().cpu().numpy()
+            there = torch.from_numpy(ids).cuda(non_blocking=True)
+            kept = torch.from_numpy(mask).cuda(non_blocking=True)
+            hidden = model(input_ids=there, attention_mask=kept).last_hidden_state
+            vectors: Vectors = hidden[: len(batch.lengths), 0].float().cpu().numpy()
         return vectors
 
     return Road(name, run, None)
+
+
+def few_shapes(batch: Batch) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return ids and mask padded to a multiple of 16 tokens and a power of two rows.
+
+    A compiled model is compiled anew for each shape.
+    """
+    rows, width = batch.input_ids.shape
+    ids = np.zeros((1 << (rows - 1).bit_length(), -(-width // 16) * 16), np.int64)
+    ids[:rows, :width] = batch.input_ids
+    mask = np.ones_like(ids)
+    mask[:rows] = np.arange(ids.shape[1]) < batch.lengths[:, None]
+    return ids, mask
+
+
+def mask_of(batch: Batch) -> npt.NDArray[np.int64]:
+    """Return the mask (B, S) of a batch."""
+    return attention_mask(batch.lengths, batch.input_ids.shape[1])

@@ -18,7 +18,7 @@ from driver import build_fake_driver
 from corom.benchmarks import gpu_inventory
 from corom.benchmarks.figures import latency, text_table
 from corom.benchmarks.gpu import flavours_here, main
-from corom.benchmarks.gpu_checks import Check, random_batch, run_check
+from corom.benchmarks.gpu_checks import GROWTH_BYTES, Check, _growth, random_batch, run_check
 from corom.benchmarks.gpu_figures import real_texts, texts_of
 from corom.benchmarks.gpu_inventory import Component, component, inventory
 from corom.benchmarks.gpu_measure import interleaved, text_latencies, throughput, tokenize_rate
@@ -29,7 +29,7 @@ from corom.benchmarks.gpu_report import (
     throughput_table,
     verdict,
 )
-from corom.benchmarks.gpu_roads import Road
+from corom.benchmarks.gpu_roads import RECOMPILE_LIMIT, Road, few_shapes
 from corom.benchmarks.gpu_standin import expected_vectors
 from corom.runtime.batching import Batch
 from corom.runtime.errors import (
@@ -140,7 +140,7 @@ class Characters:
         return Tokens(ids, np.array([len(i) for i in ids]), 0)
 
 
-def test_every_road_that_is_there_runs_every_text_once() -> None:
+def test_every_road_that_is_there_runs_every_text() -> None:
     seen: list[int] = []
 
     def run(batch: Batch) -> np.ndarray:
@@ -153,8 +153,34 @@ def test_every_road_that_is_there_runs_every_text_once() -> None:
     seen.clear()
     texts = real_texts() * 20
     assert throughput(roads[0], tokenizer, texts, 2000) > 0
-    assert sum(seen) == len(texts)
+    assert sum(seen) == 2 * len(texts)  # once to warm up
+    encoded: list[int] = []
+    encoder = Road("Encoder", None, None, lambda some: encoded.append(len(some)))
+    assert throughput(encoder, tokenizer, texts, 2000) > 0
+    assert encoded == [len(texts)] * 2
+    assert list(text_latencies([encoder], tokenizer, texts_of(8, 16), 3)) == ["Encoder"]
     assert tokenize_rate(tokenizer, texts) > 0
+
+
+def test_a_compiled_road_sees_few_shapes_and_the_same_texts() -> None:
+    seen = set()
+    for seed in range(200):
+        batch = random_batch(seed)
+        ids, mask = few_shapes(batch)
+        rows, width = batch.input_ids.shape
+        assert ids.shape == mask.shape
+        assert np.array_equal(ids[:rows, :width], batch.input_ids)
+        assert np.array_equal(mask[:rows].sum(axis=1), batch.lengths)
+        assert (mask[rows:] == 1).all()  # a row without a token would give NaN
+        seen.add(ids.shape)
+    assert len(seen) <= RECOMPILE_LIMIT // 4
+
+
+def test_memory_that_grows_is_a_failure() -> None:
+    before = {"device": 1 << 30, "host": 1 << 28}
+    assert _growth([before, before]) == "device +0 bytes, host +0 bytes"
+    with pytest.raises(AssertionError, match=r"device \+0 bytes, host \+67,108,865 bytes"):
+        _growth([before, before | {"host": before["host"] + GROWTH_BYTES + 1}])
 
 
 @no_gpu
