@@ -10,6 +10,7 @@ from pathlib import Path
 
 from corom.runtime.errors import InputError
 from corom.runtime.manifest import MANIFEST_NAME
+from corom.runtime.whole_file import share_as_usual
 
 
 @contextmanager
@@ -33,7 +34,7 @@ def staged(output: Path, *, overwrite: bool) -> Iterator[Path]:
             tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent)
         )
         yield staging
-        _share_as_usual(staging)
+        share_as_usual(staging)
         _publish(staging, output, overwrite=overwrite)
     finally:
         if staging is not None:
@@ -91,10 +92,3 @@ def _remove_empty(folders: list[Path]) -> None:
 
 def _is_empty_folder(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
-
-
-def _share_as_usual(staging: Path) -> None:
-    """Give the temporary folder, which only its owner may enter, the mode of an ordinary one."""
-    umask = os.umask(0)
-    os.umask(umask)
-    staging.chmod(0o777 & ~umask)

@@ -13,10 +13,17 @@ def progress_bar(label: str, total: int | None, *, show: bool) -> Iterator[Calla
     from rich import progress as rich
     from rich.console import Console
 
+    class Rate(rich.ProgressColumn):
+        """How many a second, lately."""
+
+        def render(self, task: rich.Task) -> str:
+            return f"{task.speed:,.0f}/s" if task.speed else ""
+
     bar = rich.Progress(
         rich.TextColumn("{task.description}"),
         rich.BarColumn(),
         rich.MofNCompleteColumn(),
+        Rate(),
         rich.TimeElapsedColumn(),
         rich.TimeRemainingColumn(),
         console=Console(stderr=True),

@@ -1,9 +1,7 @@
 """Vectors to .npy, .jsonl or .parquet, row by row, published whole by one rename or not at all."""
 
-import os
 import sys
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -13,6 +11,7 @@ import numpy as np
 
 from .errors import InputError, missing_extra
 from .vectors import Vectors
+from .whole_file import whole_file
 
 SUFFIXES = (".npy", ".jsonl", ".parquet")
 
@@ -22,8 +21,8 @@ class Writer(Protocol):
 
     rows: int
 
-    def write(self, texts: list[str], vectors: Vectors) -> None:
-        """Append the vectors (N, H) of N texts."""
+    def write(self, texts: list[str], vectors: Vectors, ids: Sequence[str] | None = None) -> None:
+        """Append the vectors (N, H) of N texts, and their ids if the file has them."""
         ...
 
     def close(self) -> None:
@@ -32,16 +31,20 @@ class Writer(Protocol):
 
 
 class JsonLinesWriter:
-    """One object a line: ``{"text": …, "embedding": […]}``."""
+    """One object a line: ``{"id": …, "text": …, "embedding": […]}``, the id where there is one."""
 
     def __init__(self, file: IO[bytes], dimension: int) -> None:  # noqa: ARG002
         self._file = file
         self.rows = 0
 
-    def write(self, texts: list[str], vectors: Vectors) -> None:
-        """Append the vectors (N, H) of N texts."""
+    def write(self, texts: list[str], vectors: Vectors, ids: Sequence[str] | None = None) -> None:
+        """Append the vectors (N, H) of N texts, and their ids."""
         rows = zip(texts, vectors.tolist(), strict=True)
-        records = [{"text": text, "embedding": vector} for text, vector in rows]
+        records: list[dict[str, Any]] = [
+            {"text": text, "embedding": vector} for text, vector in rows
+        ]
+        if ids is not None:
+            records = [{"id": key} | record for key, record in zip(ids, records, strict=True)]
         self._file.write(msgspec.json.Encoder().encode_lines(records))
         self.rows += len(texts)
 
@@ -59,8 +62,8 @@ class NpyWriter:
         self.rows = 0
         self._write_header()
 
-    def write(self, texts: list[str], vectors: Vectors) -> None:  # noqa: ARG002
-        """Append the vectors (N, H); the texts are not kept."""
+    def write(self, texts: list[str], vectors: Vectors, ids: Sequence[str] | None = None) -> None:  # noqa: ARG002
+        """Append the vectors (N, H); texts and ids are not kept."""
         self._file.write(np.ascontiguousarray(vectors, "<f4").data)
         self.rows += len(vectors)
 
@@ -78,7 +81,10 @@ class NpyWriter:
 
 
 class ParquetWriter:
-    """Columns ``text`` (string) and ``embedding`` (fixed-size list of float32)."""
+    """Columns ``text`` (string) and ``embedding`` (fixed-size list of float32).
+
+    For ids there is the folder of shards.
+    """
 
     def __init__(self, file: IO[bytes], dimension: int) -> None:
         try:
@@ -94,8 +100,8 @@ class ParquetWriter:
         self._dimension = dimension
         self.rows = 0
 
-    def write(self, texts: list[str], vectors: Vectors) -> None:
-        """Append the vectors (N, H) of N texts as one row group."""
+    def write(self, texts: list[str], vectors: Vectors, ids: Sequence[str] | None = None) -> None:  # noqa: ARG002
+        """Append the vectors (N, H) of N texts as one row group; ids are not kept."""
         values = self._arrow.array(vectors.reshape(-1))
         embedding = self._arrow.FixedSizeListArray.from_arrays(values, self._dimension)
         columns = [self._arrow.array(texts, self._arrow.string()), embedding]
@@ -137,28 +143,12 @@ def open_writer(output: Path | None, dimension: int) -> Iterator[Writer]:
         raise InputError(f"output '{output}' must end in one of: {', '.join(SUFFIXES)}.")
     if not output.parent.is_dir():
         raise InputError(f"there is no folder '{output.parent}' to write '{output.name}' into.")
-    with tempfile.NamedTemporaryFile(
-        dir=output.parent, prefix=f".{output.name}.", delete=False
-    ) as file:
-        partial = Path(file.name)
+    with whole_file(output) as file:
+        file_writer: Writer = WRITERS[output.suffix](file, dimension)
         try:
-            file_writer: Writer = WRITERS[output.suffix](file, dimension)
-            try:
-                yield file_writer
-                file_writer.close()
-            except BaseException:
-                if isinstance(file_writer, ParquetWriter):
-                    file_writer.abandon()
-                raise
-            file.close()
-            _share_as_usual(partial)
-            partial.replace(output)
-        finally:
-            partial.unlink(missing_ok=True)
-
-
-def _share_as_usual(path: Path) -> None:
-    """Give a temporary file, which only its owner may read, the mode of an ordinary new file."""
-    umask = os.umask(0)
-    os.umask(umask)
-    path.chmod(0o666 & ~umask)
+            yield file_writer
+            file_writer.close()
+        except BaseException:
+            if isinstance(file_writer, ParquetWriter):
+                file_writer.abandon()
+            raise
