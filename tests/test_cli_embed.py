@@ -156,12 +156,12 @@ def test_options_are_those_of_encode(
     ("arguments", "given", "message"),
     [
         (["text", "-i", "FILE"], "", "not both"),
-        (["-i", "absent.txt"], "", "'absent.txt' cannot be read: No such file"),
+        (["-i", "absent.txt"], "", "there is no file 'absent.txt'"),
         (["-i", "."], "", "'.' cannot be read: Is a directory"),
         (["-o", "v.txt", "x"], "", "must end in one of: .npy, .jsonl, .parquet"),
         (["-o", "v", "x"], "", "must end in one of"),
         (["-o", "absent/v.npy", "x"], "", "there is no folder 'absent'"),
-        (["-o", ".", "x"], "", "is a directory"),
+        (["-o", ".", "x"], "", "must end in one of"),
         (["--truncate-dim", "0", "x"], "", "truncate-dim"),
         (["--truncate-dim", "49", "-o", "v.npy"], "", "the vectors have 48 dimensions"),
         (["--prompt-name", "query", "-o", "v.npy"], "", "no prompt 'query'"),
@@ -190,7 +190,7 @@ def test_a_line_that_is_not_utf8_is_named(
     file.write_bytes("头痛\n".encode() * 4500 + "发烧\n".encode("gb18030"))
     done = corom("embed", tiny_bundle, "-i", file, "-o", out / "v.npy")
     assert done.returncode == 2
-    assert f"line 4501 of '{file}' is not UTF-8 (byte 0 of the line)" in done.stderr
+    assert f"row 4501 of '{file}': it is not UTF-8" in done.stderr
     assert not any(out.iterdir())
 
 
@@ -200,9 +200,9 @@ def test_a_line_that_is_too_long_can_be_found(corom: Corom, tiny_bundle: Path, o
         "embed", tiny_bundle, "--error-on-truncate", "-o", out / "v.npy", input="\n".join(lines)
     )
     assert done.returncode == 2
-    # text 404 of those that begin at line 4097: line 4501
+    # text 404 of those that begin at row 4097: row 4501
     assert "text 404 has 202 tokens" in done.stderr
-    assert "Text 0 is line 4097." in done.stderr
+    assert "Text 0 is row 4097." in done.stderr
     assert not any(out.iterdir())
 
 

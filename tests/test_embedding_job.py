@@ -1,0 +1,368 @@
+"""`corom embed -o FOLDER`: killed anywhere, it goes on, and the folder is the same to the byte."""
+
+import fcntl
+import hashlib
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+from corom.runtime import Encoder
+from corom.runtime.manifest import sha256_of
+
+Corom = Callable[..., subprocess.CompletedProcess[str]]
+Start = Callable[..., subprocess.Popen[str]]
+
+ROWS = 2000
+OPTIONS = ("--text-column", "2", "--id-column", "1", "--shard-rows", "100", "--threads", "1")
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Return the name and hash of every file below a folder."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory, parity_texts: list[str]) -> Path:
+    """Ids and texts of many lengths, without header."""
+    path = tmp_path_factory.mktemp("corpus") / "corpus.tsv"
+    texts = [text.replace("\t", " ") for text in parity_texts]
+    lines = [f"p{n}\t{texts[n % len(texts)]}{n}\n" for n in range(ROWS)]
+    path.write_text("".join(lines), "utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(
+    tmp_path_factory: pytest.TempPathFactory, corom: Corom, tiny_bundle: Path, corpus: Path
+) -> Path:
+    """The folder of a job that nobody interrupted."""
+    folder = tmp_path_factory.mktemp("whole") / "vectors"
+    done = corom("embed", tiny_bundle, "-i", corpus, "-o", folder, *OPTIONS)
+    assert done.returncode == 0, done.stderr
+    assert f"{ROWS:,} vectors of 48 in 20 shards" in done.stderr
+    return folder
+
+
+def test_rows_and_vectors_are_those_of_the_input(
+    whole: Path, corpus: Path, tiny_bundle: Path
+) -> None:
+    table = pyarrow.parquet.read_table(whole)
+    lines = corpus.read_text("utf-8").splitlines()
+    assert table["id"].to_pylist() == [line.split("\t")[0] for line in lines]
+    vectors = np.stack(table["embedding"].to_numpy())
+    assert vectors.dtype == np.float32
+    with Encoder(tiny_bundle) as encoder:
+        expected = encoder.encode(line.split("\t")[1] for line in lines)
+    np.testing.assert_allclose(vectors, expected, atol=1e-4)
+    manifest = json.loads((whole / "_manifest.json").read_bytes())
+    assert manifest["rows"] == sum(shard["rows"] for shard in manifest["shards"]) == ROWS
+    assert manifest["job"]["bundle_sha256"] == sha256_of(tiny_bundle / "manifest.json")
+    for shard in manifest["shards"]:
+        assert sha256_of(whole / shard["file"]) == shard["sha256"]
+    assert len(list(whole.iterdir())) == len(manifest["shards"]) + 1
+
+
+def kill_until_done(start: Start, command: list[Any], folder: Path, kills: int, seed: int) -> int:
+    """Kill a job at random points, going on after each, until it is done; return how often."""
+    chance = random.Random(seed)
+    killed = 0
+    while True:
+        with start(*command) as process:
+            if killed < kills:
+                begun = len(list(folder.glob("part-*"))) if folder.exists() else 0
+                while process.poll() is None and not (folder / "_manifest.json.partial").exists():
+                    time.sleep(0.002)
+                # Some while shards are written, some while the next start reads what is there.
+                deadline = time.monotonic() + chance.uniform(0.0, 0.25) + (begun and 0.35)
+                while process.poll() is None and time.monotonic() < deadline:
+                    time.sleep(0.001)
+                process.kill()
+            _, err = process.communicate()
+        if process.returncode == 0:
+            return killed
+        assert process.returncode == -signal.SIGKILL, err
+        killed += 1
+
+
+@pytest.mark.parametrize("kills", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_killed_at_random_points_the_folder_is_the_same_to_the_byte(
+    start: Start, tiny_bundle: Path, corpus: Path, whole: Path, tmp_path: Path, kills: int
+) -> None:
+    killed, round_ = 0, 0
+    while killed < kills:
+        folder = tmp_path / f"vectors{round_}"
+        command = ["embed", tiny_bundle, "-i", corpus, "-o", folder, *OPTIONS]
+        killed += kill_until_done(start, command, folder, kills - killed, seed=round_)
+        assert contents(folder) == contents(whole)
+        round_ += 1
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_leaves_whole_shards_only_and_goes_on(
+    start: Start,
+    corom: Corom,
+    tiny_bundle: Path,
+    corpus: Path,
+    whole: Path,
+    tmp_path: Path,
+    sent: int,
+) -> None:
+    folder = tmp_path / "vectors"
+    command = ["embed", tiny_bundle, "-i", corpus, "-o", folder, *OPTIONS]
+    with start(*command) as process:
+        while not (folder / "part-00001.parquet").exists():
+            assert process.poll() is None
+            time.sleep(0.002)
+        process.send_signal(sent)
+        process.communicate()
+    assert process.returncode == 128 + sent
+    assert not list(folder.glob(".*"))
+    assert not (folder / "_manifest.json").exists()
+    done = corom(*command)
+    assert done.returncode == 0
+    assert "Going on: " in done.stderr
+    assert contents(folder) == contents(whole)
+
+
+@pytest.fixture
+def copy(whole: Path, tmp_path: Path) -> Path:
+    """A finished folder to damage."""
+    return Path(shutil.copytree(whole, tmp_path / "copy"))
+
+
+def test_a_finished_job_is_finished(
+    corom: Corom, tiny_bundle: Path, corpus: Path, whole: Path, copy: Path, tmp_path: Path
+) -> None:
+    moved = shutil.copy(corpus, tmp_path / "moved.tsv")
+    for path in (corpus, moved):
+        done = corom("embed", tiny_bundle, "-i", path, "-o", copy, *OPTIONS)
+        assert done.returncode == 0
+        assert "Complete: 2,000 vectors are there already." in done.stderr
+        assert contents(copy) == contents(whole)
+
+
+def test_a_damaged_shard_is_made_again(
+    corom: Corom, tiny_bundle: Path, corpus: Path, whole: Path, copy: Path
+) -> None:
+    with (copy / "part-00007.parquet").open("r+b") as file:
+        file.truncate(1000)
+    done = corom("embed", tiny_bundle, "-i", corpus, "-o", copy, *OPTIONS)
+    assert "part-00007.parquet is not as it was written" in done.stderr
+    assert contents(copy) == contents(whole)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--normalize"], "normalize: found False, asked for True"),
+        (["--dtype", "float16"], "dtype: found float32, asked for float16"),
+        (["--max-length", "64"], "max_length: found 128, asked for 64"),
+        (["--truncate-dim", "8"], "dimension: found 48, asked for 8"),
+        (["--shard-rows", "50"], "shard_rows: found 100, asked for 50"),
+    ],
+)
+def test_another_job_is_refused(
+    corom: Corom, tiny_bundle: Path, corpus: Path, copy: Path, more: list[str], said: str
+) -> None:
+    before = contents(copy)
+    done = corom("embed", tiny_bundle, "-i", corpus, "-o", copy, *OPTIONS, *more)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert contents(copy) == before
+
+
+def test_another_bundle_and_other_rows_are_refused(
+    corom: Corom,
+    tiny_bundle: Path,
+    tiny_mean_bundle: Path,
+    corpus: Path,
+    copy: Path,
+    tmp_path: Path,
+) -> None:
+    before = contents(copy)
+    done = corom("embed", tiny_mean_bundle, "-i", corpus, "-o", copy, *OPTIONS)
+    assert done.returncode == 2
+    assert "bundle_sha256: found" in done.stderr
+    changed = tmp_path / "changed.tsv"
+    changed.write_bytes(corpus.read_bytes().replace(b"p1999\t", b"p1999\tx"))
+    done = corom("embed", tiny_bundle, "-i", changed, "-o", copy, *OPTIONS)
+    assert done.returncode == 2
+    assert "the input has changed" in done.stderr
+    assert contents(copy) == before
+
+
+def test_a_pipe_is_checked_row_by_row(
+    corom: Corom, tiny_bundle: Path, corpus: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "vectors"
+    command = ["embed", tiny_bundle, "-i", "-", "--input-format", "tsv", "-o", folder, *OPTIONS]
+    text = corpus.read_text("utf-8")
+    assert corom(*command, input=text).returncode == 0
+    finished = contents(folder)
+    (folder / "_manifest.json").rename(folder / "_manifest.json.partial")
+    assert corom(*command, input=text).returncode == 0
+    assert contents(folder) == finished
+    (folder / "_manifest.json").rename(folder / "_manifest.json.partial")
+    for other in (text.replace("p150\t", "p150\tx"), text[: len(text) // 2]):
+        done = corom(*command, input=other)
+        assert done.returncode == 2
+        assert "the input has changed since this folder was begun" in done.stderr
+
+
+def test_a_folder_with_something_else_is_refused(
+    corom: Corom, tiny_bundle: Path, corpus: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "notes.txt").touch()
+    done = corom("embed", tiny_bundle, "-i", corpus, "-o", tmp_path, *OPTIONS)
+    assert done.returncode == 2
+    assert "holds files that are not of corom embed (notes.txt)" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_two_jobs_on_one_folder(corom: Corom, tiny_bundle: Path, corpus: Path, copy: Path) -> None:
+    handle = os.open(copy, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    done = corom("embed", tiny_bundle, "-i", corpus, "-o", copy, *OPTIONS)
+    os.close(handle)
+    assert done.returncode == 2
+    assert "another process writes to" in done.stderr
+
+
+def test_a_full_disk_leaves_whole_shards_and_the_job_goes_on(
+    corom: Corom, tiny_bundle: Path, corpus: Path, whole: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "vectors"
+    command = ["embed", tiny_bundle, "-i", corpus, "-o", folder, *OPTIONS]
+
+    def limit() -> None:  # as a full disk: no file of more than this
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, 15_000))
+
+    done = corom(*command, preexec_fn=limit)
+    assert done.returncode == 3
+    assert not folder.exists() or not list(folder.glob(".*"))
+    assert corom(*command).returncode == 0
+    assert contents(folder) == contents(whole)
+
+
+BAD = ["1\t好\n", "2\n", "1\t又\n", "3\t\xff\n", "4\t好\n"]
+
+
+@pytest.fixture
+def with_bad_rows(tmp_path: Path) -> Path:
+    """Rows 2 to 4 of 5 cannot be used: no text, an id that was there, no UTF-8."""
+    path = tmp_path / "bad.tsv"
+    path.write_bytes("".join(BAD[:3]).encode() + b"3\t\xff\n" + BAD[4].encode())
+    return path
+
+
+def test_a_bad_row_stops_the_job_before_it_begins(
+    corom: Corom, tiny_bundle: Path, with_bad_rows: Path, tmp_path: Path
+) -> None:
+    done = corom("embed", tiny_bundle, "-i", with_bad_rows, "-o", tmp_path / "v", *OPTIONS)
+    assert done.returncode == 2
+    assert "row 2 of" in done.stderr
+    assert "it has 1 fields" in done.stderr
+    assert "3 of 5 rows cannot be used. Mend the input, or pass --bad-rows" in done.stderr
+    assert not (tmp_path / "v").exists()
+
+
+def test_bad_rows_go_to_their_file_and_counts_add_up(
+    corom: Corom, tiny_bundle: Path, with_bad_rows: Path, tmp_path: Path
+) -> None:
+    folder, notes = tmp_path / "v", tmp_path / "bad.jsonl"
+    command = ["embed", tiny_bundle, "-i", with_bad_rows, "-o", folder, *OPTIONS]
+    command += ["--bad-rows", notes, "--shard-rows", "2"]
+    done = corom(*command)
+    assert done.returncode == 0, done.stderr
+    assert "2 vectors of 48 in 3 shards" in done.stderr
+    assert "3 rows left out" in done.stderr
+    records = [json.loads(line) for line in notes.read_text("utf-8").splitlines()]
+    assert [record["row"] for record in records] == [2, 3, 4]
+    for record, reason in zip(records, ("fields", "was there before", "UTF-8"), strict=True):
+        assert reason in record["reason"]
+        assert record["file"] == str(with_bad_rows)
+    assert pyarrow.parquet.read_table(folder)["id"].to_pylist() == ["1", "4"]
+    manifest = json.loads((folder / "_manifest.json").read_bytes())
+    assert [(s["rows"], s["bad_rows"]) for s in manifest["shards"]] == [(1, 1), (0, 2), (1, 0)]
+    assert corom(*command).returncode == 0
+    assert len(notes.read_text("utf-8").splitlines()) == 3
+
+
+def test_without_an_id_column_the_id_is_the_place(
+    corom: Corom, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "a.txt").write_text("头痛\n\n发烧\n", "utf-8")
+    (tmp_path / "b.txt").write_text("咳嗽\n", "utf-8")
+    done = corom("embed", tiny_bundle, "-i", f"{tmp_path}/*.txt", "-o", tmp_path / "v")
+    assert done.returncode == 0, done.stderr
+    table = pyarrow.parquet.read_table(tmp_path / "v")
+    assert table["id"].to_pylist() == [0, 1, 2, 3]
+    assert str(table.schema.field("embedding").type) == "fixed_size_list<element: float>[48]"
+
+
+def test_half_precision_halves_the_vectors(
+    corom: Corom, tiny_bundle: Path, corpus: Path, whole: Path, tmp_path: Path
+) -> None:
+    done = corom(
+        "embed", tiny_bundle, "-i", corpus, "-o", tmp_path / "v", *OPTIONS, "--dtype", "float16"
+    )
+    assert done.returncode == 0
+    half = np.stack(pyarrow.parquet.read_table(tmp_path / "v")["embedding"].to_numpy())
+    full = np.stack(pyarrow.parquet.read_table(whole)["embedding"].to_numpy())
+    assert half.dtype == np.float16
+    assert np.array_equal(half, full.astype(np.float16))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["-i", "absent*.tsv", "-o", "v"], "no file matches 'absent*.tsv'"),
+        (["-i", "empty.txt", "-o", "v"], "there is not one row in: empty.txt"),
+        (["-i", "cut.txt.gz", "-o", "v"], "damaged or truncated gzip"),
+        (["-i", "a.txt", "-o", "v.csv"], "must be a folder, or must end in one of: .npy"),
+        (["-i", "a.txt", "-o", "a.txt"], "must be a folder"),
+        (["-i", "a.txt", "-o", "none/v"], "there is no folder 'none'"),
+        (["-i", "a.txt", "-o", "v.npy", "--bad-rows", "b"], "--bad-rows is for a folder"),
+        (["-i", "a.txt", "--dtype", "float16"], "--dtype is for a folder"),
+        (["-i", "a.tsv", "-o", "v.npy", "--id-column", "id"], "holds no ids"),
+        (["好", "--id-column", "id"], "--text-column and --id-column are for --input"),
+        (["-i", "a.tsv", "-o", "v"], "has no column 'text'; it has: id, body"),
+        (["-i", "a.txt", "-i", "a.txt", "-o", "v"], "is given twice"),
+        (["-i", "long.txt", "-o", "v", "--error-on-truncate"], "(Text 0 is row 1 of 'long.txt'.)"),
+    ],
+)
+def test_bad_input_is_exit_code_2_and_leaves_nothing(
+    corom: Corom, tiny_bundle: Path, tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    (tmp_path / "a.txt").write_text("好\n", "utf-8")
+    (tmp_path / "long.txt").write_text("好" * 200 + "\n", "utf-8")
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "a.tsv").write_text("id\tbody\n1\t好\n", "utf-8")
+    (tmp_path / "cut.txt.gz").write_bytes(bytes.fromhex("1f8b0800000000000003"))
+    before = contents(tmp_path)
+    done = corom("embed", tiny_bundle, *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert contents(tmp_path) == before
+    assert not (tmp_path / "v").exists()
+
+
+def test_ids_travel_in_json_lines(corom: Corom, tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('id,text\nx,"头,痛"\ny,发烧\n', "utf-8")
+    done = corom("embed", tiny_bundle, "-i", tmp_path / "a.csv", "--id-column", "id")
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(r["id"], r["text"]) for r in records] == [("x", "头,痛"), ("y", "发烧")]

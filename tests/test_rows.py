@@ -1,0 +1,230 @@
+"""Rows out of files of every kind: what is there comes out, what cannot be used says why."""
+
+import csv
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as arrow
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from corom.runtime.corpus import Corpus
+from corom.runtime.errors import InputError
+from corom.runtime.rows import BadRow, Columns, Row, read_rows
+
+RECORDS = [("a1", "头痛怎么办"), ("a2", ""), ('b,"3', "两行吗\u2028 不是"), ("4", '🤒 "CT" 12mg')]
+NAMED = Columns("passage", "pid")
+
+
+def write_tsv(path: Path, records: list[tuple[str, str]]) -> None:
+    lines = ["pid\tpassage", *(f"{key}\t{text}" for key, text in records)]
+    path.write_bytes(("\n".join(lines) + "\n").encode())
+
+
+def write_csv(path: Path, records: list[tuple[str, str]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("pid", "passage"), *records])
+
+
+def write_jsonl(path: Path, records: list[tuple[str, str]]) -> None:
+    lines = [json.dumps({"pid": k, "passage": t, "more": 1}) for k, t in records]
+    path.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+
+
+def write_parquet(path: Path, records: list[tuple[str, str]]) -> None:
+    table = {"pid": [k for k, _ in records], "more": [1.5] * len(records)}
+    schema = [("pid", arrow.string()), ("more", arrow.float64()), ("passage", arrow.large_string())]
+    parquet.write_table(
+        arrow.table(table | {"passage": [t for _, t in records]}, schema=arrow.schema(schema)), path
+    )
+
+
+WRITERS = {
+    "tsv": write_tsv,
+    "csv": write_csv,
+    "jsonl": write_jsonl,
+    "parquet": write_parquet,
+}
+Write = Callable[[Path, list[tuple[str, str]]], None]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("suffix", "write"), WRITERS.items())
+def test_every_kind_gives_the_same_rows(
+    tmp_path: Path, suffix: str, write: Write, packed: bool
+) -> None:
+    path = tmp_path / f"corpus.v1.{suffix}"
+    write(path, RECORDS)
+    if packed:
+        zipped = path.with_name(f"{path.name}.gz")
+        zipped.write_bytes(gzip.compress(path.read_bytes()))
+        path = zipped
+    rows = list(read_rows(str(path), NAMED))
+    assert [(row.id, row.text) for row in rows] == RECORDS
+    numbers = [row.number for row in rows]
+    assert numbers == ([1, 2, 3, 4] if suffix in {"jsonl", "parquet"} else [2, 3, 4, 5])
+    assert [row.text for row in read_rows(str(path), Columns("passage"))] == [t for _, t in RECORDS]
+
+
+texts = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20)
+
+
+@given(st.lists(st.tuples(texts.filter(len), texts), max_size=8), st.sampled_from(list(WRITERS)))
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_any_text_comes_back(tmp_path: Path, records: list[tuple[str, str]], suffix: str) -> None:
+    path = tmp_path / f"any.{suffix}"
+    WRITERS[suffix](path, records)
+    assert [(row.id, row.text) for row in read_rows(str(path), NAMED)] == records
+
+
+def test_columns_by_number_need_no_header(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.tsv"
+    path.write_bytes("7\t头痛\n8\t发烧\textra\n9\n".encode())
+    rows = list(read_rows(str(path), Columns("2", "1")))
+    assert rows[:2] == [Row(1, "7", "头痛"), Row(2, "8", "发烧")]
+    assert rows[2] == BadRow(3, "it has 1 fields, column 2 is asked for")
+    for column in ("0", "-1"):
+        with pytest.raises(InputError, match=f"no column '{column}'"):
+            list(read_rows(str(path), Columns(column)))
+
+
+def test_lines_are_texts(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    path.write_bytes(b"\xef\xbb\xbfone\r\n\n \xff\nlast")
+    rows = list(read_rows(str(path), Columns()))
+    assert [row.number for row in rows] == [1, 2, 3, 4]
+    assert [getattr(row, "text", None) for row in rows] == ["one", "", None, "last"]
+    assert "not UTF-8; to convert a file, for example: iconv" in rows[2].reason
+    with pytest.raises(InputError, match="read by lines and has no columns"):
+        list(read_rows(str(path), Columns("text")))
+    assert len(list(read_rows(str(path), Columns("1"), ".tsv"))) == 4
+
+
+BAD_JSON = [
+    ('{"pid": 1, "passage": null}', "its text is null"),
+    ('{"pid": 1, "passage": 12}', "its text is int, not a string"),
+    ('{"pid": 1, "passage": ["a"]}', "its text is list, not a string"),
+    ('{"pid": null, "passage": "a"}', "its id is null"),
+    ('{"pid": "", "passage": "a"}', "its id is empty"),
+    ('{"pid": true, "passage": "a"}', "its id is bool, not a string"),
+    ('{"pid": 1.5, "passage": "a"}', "its id is float, not a string"),
+    ('{"pid": 1}', "it has no 'passage'"),
+    ("[1]", "it is JSON, but list and no object"),
+    ('{"pid": 1, "passage": "a"', "it is no JSON"),
+    ("", "it is no JSON"),
+]
+
+
+@pytest.mark.parametrize(("line", "reason"), BAD_JSON)
+def test_a_bad_row_says_why_and_spoils_no_other(tmp_path: Path, line: str, reason: str) -> None:
+    path = tmp_path / "corpus.jsonl"
+    path.write_text(
+        f'{{"pid": 0, "passage": "a"}}\n{line}\n{{"pid": 2, "passage": "b"}}\n', "utf-8"
+    )
+    rows = list(read_rows(str(path), NAMED))
+    assert [rows[0], rows[2]] == [Row(1, "0", "a"), Row(3, "2", "b")]
+    assert isinstance(rows[1], BadRow)
+    assert rows[1].number == 2
+    assert reason in rows[1].reason
+
+
+def test_bytes_that_are_no_utf8_spoil_their_row_only(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.csv"
+    content = 'pid,passage\n1,"好\n的"\n'.encode() + b"2,\xff\xfe\n" + "3,好\n".encode()
+    path.write_bytes(content)
+    first, bad, last = read_rows(str(path), NAMED)
+    assert (first, last) == (Row(2, "1", "好\n的"), Row(5, "3", "好"))
+    assert isinstance(bad, BadRow)
+    assert "not UTF-8" in bad.reason
+
+
+def test_fields_that_are_missing_or_too_many(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.csv"
+    path.write_text('pid,passage\n1\n2,a,b\n\n3,"a"b\n4,a\n', "utf-8")
+    rows = list(read_rows(str(path), NAMED))
+    reasons = [row.reason for row in rows if isinstance(row, BadRow)]
+    assert reasons[:3] == [f"it has {n} fields, the header has 2" for n in (1, 3, 0)]
+    assert reasons[3].startswith("it is no CSV")
+    assert rows[-1] == Row(6, "4", "a")
+
+
+def test_nulls_of_parquet_are_bad_rows(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.parquet"
+    parquet.write_table(arrow.table({"passage": ["a", None, "b"], "pid": [1, 2, None]}), path)
+    rows = list(read_rows(str(path), NAMED))
+    assert rows == [Row(1, "1", "a"), BadRow(2, "its text is null"), BadRow(3, "its id is null")]
+
+
+@pytest.mark.parametrize("suffix", list(WRITERS))
+def test_a_missing_column_names_those_that_are_there(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"corpus.{suffix}"
+    WRITERS[suffix](path, RECORDS)
+    for columns in (Columns("body"), Columns("passage", "body"), Columns("2")):
+        missing = "2" if columns.text == "2" else "body"
+        if suffix in {"tsv", "csv"} and missing == "2":
+            continue
+        with pytest.raises(InputError, match=f"no column '{missing}'; it has: .*pid.*passage"):
+            list(read_rows(str(path), columns))
+    with pytest.raises(InputError, match="no column 'text'.*--text-column"):
+        list(read_rows(str(path), Columns()))
+
+
+def test_files_that_are_not_what_their_name_says(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.parquet"
+    path.write_bytes(b"PAR1 not at all")
+    with pytest.raises(InputError, match="no Parquet file that can be read"):
+        list(read_rows(str(path), NAMED))
+    whole = gzip.compress("".join(f"第{n}行\n" for n in range(10_000)).encode())
+    for content in (whole[: len(whole) // 2], b"plain text\n", whole[:-8] + bytes(8), whole[:10]):
+        packed = tmp_path / "corpus.txt.gz"
+        packed.write_bytes(content)
+        with pytest.raises(InputError, match="damaged or truncated gzip"):
+            list(read_rows(str(packed), Columns()))
+    for name in ("corpus.xlsx", "corpus.json", "corpus.xlsx.gz"):
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(InputError, match="of no kind that can be read.*--input-format"):
+            list(read_rows(str(tmp_path / name), NAMED))
+    with pytest.raises(InputError, match="cannot be read: No such file"):
+        list(read_rows(str(tmp_path / "absent.txt"), Columns()))
+
+
+# --- Many files
+
+
+def test_globs_are_sorted_and_must_match(tmp_path: Path) -> None:
+    for name in ("b.txt", "a.txt", "c.md"):
+        (tmp_path / name).write_text(f"{name}\n", "utf-8")
+    corpus = Corpus([f"{tmp_path}/*.txt"], Columns())
+    assert [Path(name).name for name in corpus.names] == ["a.txt", "b.txt"]
+    assert [(p.key, p.text) for p in corpus.passages()] == [(0, "a.txt"), (1, "b.txt")]
+    with pytest.raises(InputError, match=r"no file matches '.*\*\.csv'"):
+        Corpus([f"{tmp_path}/*.csv"], Columns())
+    with pytest.raises(InputError, match=r"there is no file '.*absent.txt'"):
+        Corpus([f"{tmp_path}/absent.txt"], Columns())
+    with pytest.raises(InputError, match=r"a.txt' is given twice"):
+        Corpus([f"{tmp_path}/*.txt", f"{tmp_path}/a.txt"], Columns())
+
+
+def test_an_id_is_there_once_in_all_files(tmp_path: Path) -> None:
+    write_tsv(tmp_path / "a.tsv", [("1", "a"), ("2", "b")])
+    write_jsonl(tmp_path / "b.jsonl", [("3", "c"), ("1", "d")])
+    corpus = Corpus([str(tmp_path / "a.tsv"), str(tmp_path / "b.jsonl")], NAMED)
+    *good, last = corpus.passages()
+    assert [p.key for p in good] == ["1", "2", "3"]
+    assert (last.text, last.reason) == (None, "its id '1' was there before")
+    assert str(last.place) == f"row 2 of '{tmp_path / 'b.jsonl'}'"
+    survey = corpus.survey()
+    assert (survey.rows, survey.bad_rows, survey.first_bad) == (4, 1, last)
+
+
+def test_a_file_without_the_columns_of_the_others_is_named(tmp_path: Path) -> None:
+    write_tsv(tmp_path / "a.tsv", RECORDS)
+    (tmp_path / "b.tsv").write_text("key\tpassage\n1\tx\n", "utf-8")
+    with pytest.raises(InputError, match=r"b.tsv' has no column 'pid'; it has: key, passage"):
+        Corpus([f"{tmp_path}/*.tsv"], NAMED).survey()
