@@ -11,11 +11,13 @@ from .errors import (
 )
 from .manifest import Manifest, load_manifest
 from .pipeline import SentenceEmbedding, SentenceEmbeddingPipeline, Tasks, pipeline
+from .vector_index import Hit, VectorIndex, search
 
 __all__ = [
     "BundleError",
     "CoromError",
     "Encoder",
+    "Hit",
     "InputError",
     "InputTypeError",
     "Manifest",
@@ -24,6 +26,8 @@ __all__ = [
     "SentenceEmbeddingPipeline",
     "Tasks",
     "UnavailableError",
+    "VectorIndex",
     "load_manifest",
     "pipeline",
+    "search",
 ]

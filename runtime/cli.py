@@ -23,6 +23,8 @@ from .errors import CoromError
 COMMANDS = {
     "export": ("corom.export.cli", "Turn a checkpoint into a bundle proven equal to it."),
     "embed": ("corom.runtime.cli_embed", "Turn texts into vectors."),
+    "search": ("corom.runtime.cli_search", "Find the nearest passages of an embedded corpus."),
+    "mine": ("corom.runtime.cli_mine", "Find hard negatives for training, by dense retrieval."),
     "score": ("corom.runtime.cli_score", "Score sentences against one sentence."),
     "inspect": ("corom.runtime.cli_inspect", "Show what a bundle holds and what runs here."),
     "verify": ("corom.runtime.cli_verify", "Check a bundle's files and vectors on this machine."),

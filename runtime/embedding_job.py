@@ -31,6 +31,7 @@ def job_of(encoder: Encoder, bundle: Path, corpus: Corpus, **chosen: object) -> 
     described = {
         "bundle": encoder.manifest.name,
         "bundle_sha256": sha256_of(bundle / MANIFEST_NAME),
+        "bundle_path": str(bundle.resolve()),
         "precision": encoder.precision,
         "backend": encoder.backend_name,
         "device": encoder.device,
@@ -126,12 +127,12 @@ def _resumed(folder: ShardFolder, job: Job, say: Say) -> tuple[list[Shard], bool
 
 
 def _differences(found: Job, asked: Job) -> list[str]:
-    """Return what differs between two jobs; files may have moved."""
+    """Return what differs between two jobs; input files and the bundle may have moved."""
 
     def contents(job: Job) -> list[tuple[str | None, int | None]]:
         return [(file.sha256, file.size_bytes) for file in job.inputs]
 
-    names = [name for name in Job.__struct_fields__ if name != "inputs"]
+    names = [name for name in Job.__struct_fields__ if name not in {"inputs", "bundle_path"}]
     pairs = ((name, getattr(found, name), getattr(asked, name)) for name in names)
     lines = [f"{name}: found {old}, asked for {new}" for name, old, new in pairs if old != new]
     return lines + (["the input has changed"] if contents(found) != contents(asked) else [])

@@ -33,6 +33,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     bundle: str
     bundle_sha256: str
     """Of the bundle's manifest, which holds the hash of every file."""
+    bundle_path: str
+    """Where it lay, for those who search the folder on the same machine."""
     precision: str
     backend: str
     device: str

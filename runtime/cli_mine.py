@@ -1,0 +1,127 @@
+"""`corom mine`: training data with hard negatives, as sentence-transformers and ModelScope read."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from .cli_options import encoder_options
+from .cli_search import bundle_of
+from .corpus import Corpus
+from .encoder import Encoder
+from .errors import InputError
+from .mining import Mined, MiningOptions
+from .mining import mine as find
+from .qrels import read_qrels, refuse_unknown
+from .rows import Columns
+from .vector_index import VectorIndex
+from .whole_file import whole_file
+
+
+@click.command()
+@click.argument("index", type=click.Path(path_type=Path))
+@click.option("--corpus", required=True, metavar="FILE", help="Ids and texts of the passages.")
+@click.option("--queries", required=True, metavar="FILE", help="Ids and texts of the queries.")
+@click.option(
+    "--qrels",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Judgements: query, 0, passage, relevance.",
+)
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="JSON lines of query, positive_passages and negative_passages.",
+)
+@click.option("--negatives", type=click.IntRange(1), default=8, show_default=True)
+@click.option(
+    "--ranks",
+    nargs=2,
+    type=click.IntRange(1),
+    default=(1, 100),
+    show_default=True,
+    help="First and last rank, among passages not judged relevant, to choose from.",
+)
+@click.option(
+    "--margin",
+    type=float,
+    help="A negative scores at most the best positive minus this; default: not looked at.",
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--id-column", default="1", show_default=True, metavar="NAME|NUMBER")
+@click.option("--text-column", default="2", show_default=True, metavar="NAME|NUMBER")
+@click.option(
+    "--bundle",
+    type=click.Path(path_type=Path),
+    help="The bundle that INDEX was made with; default: where it lay then.",
+)
+@encoder_options
+def mine(
+    index: Path,
+    corpus: str,
+    queries: str,
+    qrels: Path,
+    output: Path,
+    negatives: int,
+    ranks: tuple[int, int],
+    margin: float | None,
+    seed: int,
+    id_column: str,
+    text_column: str,
+    bundle: Path | None,
+    **encoder_options: Any,  # noqa: ANN401
+) -> None:
+    """Find hard negatives in INDEX, a folder that `corom embed` made of the corpus.
+
+    For each query with a relevant passage: its positives, and passages that score high without
+    having been judged relevant.
+    """
+    columns = Columns(text_column, id_column)
+    opened, judged = VectorIndex(index), read_qrels(qrels)
+    job = opened.job
+    texts = dict(_pairs(Corpus([queries], columns)))
+    if encoder_options["max_length"] is None:
+        encoder_options["max_length"] = job.max_length
+    with Encoder(bundle_of(job, bundle), **encoder_options) as encoder:
+        vectors = encoder.encode_query(
+            texts.values(), normalize_embeddings=job.normalize, truncate_dim=job.dimension
+        )
+    options = MiningOptions(negatives, ranks, margin, seed)
+    mined = find(opened, list(texts), vectors, judged, options)
+    wanted = {key for one in mined for key in (*one.positives, *(n for n, _ in one.negatives))}
+    passages = {key: text for key, text in _pairs(Corpus([corpus], columns)) if key in wanted}
+    refuse_unknown(wanted, passages, "passages", f"'{corpus}'")
+    with whole_file(output) as file:
+        for one in mined:
+            file.write(msgspec.json.encode(_record(one, texts, passages)) + b"\n")
+    short = sum(len(one.negatives) < negatives for one in mined)
+    click.echo(
+        f"{len(mined):,} queries with {sum(len(one.negatives) for one in mined):,} negatives → "
+        f"{output}. {len(texts) - len(mined):,} queries have no relevant passage and were left "
+        f"out; {short:,} have fewer than {negatives} negatives.",
+        err=True,
+    )
+
+
+def _pairs(corpus: Corpus) -> Iterable[tuple[str, str]]:
+    for passage in corpus.passages():
+        if passage.text is None:
+            raise InputError(f"{passage.place}: {passage.reason}.")
+        yield str(passage.key), passage.text
+
+
+def _record(mined: Mined, queries: dict[str, str], passages: dict[str, str]) -> dict[str, Any]:
+    """Return a line of the file: ModelScope's fields, whose texts sentence-transformers takes."""
+    return {
+        "query_id": mined.query,
+        "query": queries[mined.query],
+        "positive_passages": [{"docid": key, "text": passages[key]} for key in mined.positives],
+        "negative_passages": [
+            {"docid": key, "text": passages[key], "score": score} for key, score in mined.negatives
+        ],
+    }
