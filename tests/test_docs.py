@@ -58,10 +58,34 @@ def test_there_is_something_to_run() -> None:
     assert blocks("sh")
 
 
+@pytest.fixture(scope="module")
+def vectors(
+    shell: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path_factory: pytest.TempPathFactory,
+    demo_bundle: Path,
+) -> Path:
+    """The folder of vectors that the shell of README.md makes, which its Python opens."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "bundles").mkdir()
+    (folder / "bundles" / "demo").symlink_to(demo_bundle, target_is_directory=True)
+    (block,) = (block for block in blocks("sh") if "-o vectors\n" in block.code)
+    done = shell(f"set -e\n{block.code}", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "vectors"
+
+
+@pytest.fixture
+def place_with_vectors(place: Path, vectors: Path) -> Path:
+    """``place``, with what the shell of README.md left there."""
+    (place / "vectors").symlink_to(vectors, target_is_directory=True)
+    return place
+
+
 @pytest.mark.parametrize("block", blocks("python"), ids=identify)
 def test_python_in_the_readme_runs(
-    shell: Callable[..., subprocess.CompletedProcess[str]], place: Path, block: Block
+    shell: Callable[..., subprocess.CompletedProcess[str]], place_with_vectors: Path, block: Block
 ) -> None:
+    place = place_with_vectors
     (place / "block.py").write_text(block.code, "utf-8")
     done = shell("python -W error block.py", cwd=place)
     assert done.returncode == 0, done.stderr
@@ -81,10 +105,10 @@ def test_shell_in_the_readme_runs(
 
 
 def test_shapes_in_comments_of_the_readme_are_true(
-    shell: Callable[..., subprocess.CompletedProcess[str]], place: Path
+    shell: Callable[..., subprocess.CompletedProcess[str]], place_with_vectors: Path
 ) -> None:
     """``name = …  # (2, 512)`` and ``expression  # (3, 512)``: what is computed has that shape."""
-    checked = 0
+    checked, place = 0, place_with_vectors
     for block in blocks("python"):
         code = [block.code]
         for line in block.code.splitlines():
