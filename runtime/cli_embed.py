@@ -9,8 +9,9 @@ from typing import Any, BinaryIO
 import click
 
 from .cli_options import bundle_argument, encoder_options, say_cut
-from .encoder import EncodeOptions, Encoder
+from .encoder import Encoder
 from .errors import InputError
+from .options import EncodeOptions
 from .progress import progress_bar
 from .windows import windows
 from .writers import SUFFIXES, open_writer
