@@ -1,13 +1,18 @@
 """corom's runtime: opens a bundle and turns text into vectors. Loads no torch."""
 
+from .batcher import DynamicBatcher
+from .counters import Counters
 from .encoder import Encoder
 from .errors import (
     BundleError,
     CoromError,
+    DeadlineExceeded,
     InputError,
     InputTypeError,
+    Overloaded,
     ParityError,
     UnavailableError,
+    WorkerError,
 )
 from .manifest import Manifest, load_manifest
 from .pipeline import SentenceEmbedding, SentenceEmbeddingPipeline, Tasks, pipeline
@@ -16,17 +21,22 @@ from .vector_index import Hit, VectorIndex, search
 __all__ = [
     "BundleError",
     "CoromError",
+    "Counters",
+    "DeadlineExceeded",
+    "DynamicBatcher",
     "Encoder",
     "Hit",
     "InputError",
     "InputTypeError",
     "Manifest",
+    "Overloaded",
     "ParityError",
     "SentenceEmbedding",
     "SentenceEmbeddingPipeline",
     "Tasks",
     "UnavailableError",
     "VectorIndex",
+    "WorkerError",
     "load_manifest",
     "pipeline",
     "search",

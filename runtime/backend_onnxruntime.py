@@ -20,7 +20,7 @@ class OnnxRuntimeBackend:
     """One ONNX Runtime session on the CPU, shared by all threads."""
 
     # Past this the activations of a layer leave the last-level cache; benchmarks/README.md.
-    batch_tokens = 2048
+    batch_tokens = 512
 
     def __init__(self, graph: Path, dimension: int, threads: int) -> None:
         self._session = open_session(graph, dimension, threads, [("CPUExecutionProvider", {})])

@@ -11,8 +11,9 @@ import click
 from .cli_options import bundle_argument, encoder_options, say_cut
 from .corpus import Corpus
 from .embedding_job import SHARD_ROWS, embed_corpus, job_of, refuse_bad_rows
-from .encoder import EncodeOptions, Encoder
+from .encoder import Encoder
 from .errors import InputError
+from .options import EncodeOptions
 from .progress import progress_bar
 from .rows import KINDS, STDIN, Columns
 from .shards import ShardFolder

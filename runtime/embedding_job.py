@@ -12,9 +12,10 @@ from typing import IO
 import msgspec
 
 from .corpus import Corpus, Passage
-from .encoder import EncodeOptions, Encoder
+from .encoder import Encoder
 from .errors import InputError
 from .manifest import MANIFEST_NAME, sha256_of
+from .options import EncodeOptions
 from .shards import Job, Shard, ShardFolder, ShardManifest, manifest_of, texts_sha256
 from .whole_file import whole_file
 

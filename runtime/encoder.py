@@ -2,11 +2,11 @@
 
 import logging
 import threading
-from collections.abc import Iterable, Mapping, Set, Sized
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypedDict, Unpack
+from typing import Self, Unpack
 
 import numpy as np
 
@@ -15,28 +15,17 @@ from .backend import choose_backend, choose_variant, open_backend, run_batches
 from .batching import Batch, pad, plan_batches
 from .cpus import available_cpus
 from .engine_cache import EngineCache
-from .errors import CoromError, InputError, InputTypeError, ParityError
+from .errors import CoromError, ParityError
 from .golden import GOLDEN_NAME, load_golden
 from .manifest import checked_file, load_manifest
+from .options import EncodeOptions, Wish, as_texts, check_options, positive
 from .parity import row_cosines
 from .progress import progress_bar
-from .tokens import Tokenizer, Truncate, check_text, check_truncate
-from .vectors import Vectors, normalize, shorten, similarity
+from .tokens import Tokenizer, Tokens, Truncate
+from .vectors import Vectors, similarity
 from .windows import windows
 
 logger = logging.getLogger("corom")
-
-
-class EncodeOptions(TypedDict, total=False):
-    """The options of ``Encoder.encode``."""
-
-    normalize_embeddings: bool | None
-    truncate_dim: int | None
-    prompt: str | None
-    prompt_name: str | None
-    truncate: Truncate
-    show_progress_bar: bool
-    batch_size: int | None
 
 
 class Encoder:
@@ -75,8 +64,8 @@ class Encoder:
         variant = choose_variant(manifest, precision, self.backend_name)
         self.precision = variant.precision
         self.truncated_texts = 0
-        _positive("max_batch_tokens", max_batch_tokens)
-        threads = available_cpus() if threads is None else _positive("threads", threads)
+        positive("max_batch_tokens", max_batch_tokens)
+        threads = available_cpus() if threads is None else positive("threads", threads)
         tokenizer_json = checked_file(folder, manifest.entry("tokenizer.json")).read_bytes()
         self._tokenizer = Tokenizer(tokenizer_json, self.max_length, manifest.max_positions)
         self._backend = open_backend(
@@ -89,8 +78,9 @@ class Encoder:
             engine_cache,
             cuda_graphs,
         )
-        self._batch_tokens = min(max_batch_tokens, self._backend.batch_tokens)
+        self.batch_tokens = min(max_batch_tokens, self._backend.batch_tokens)
         self._closed = False
+        self._before_close: dict[Callable[[], None], None] = {}
         self._lock = threading.Lock()
         if self.backend_name == "tensorrt":
             self._prove(folder, tokenizer_json, variant.tolerance.cosine_min)
@@ -129,24 +119,22 @@ class Encoder:
         Raises ``InputTypeError`` for anything but text and ``InputError`` for text that cannot be
         encoded, naming its position.
         """
-        if self._closed:
-            raise CoromError("this encoder is closed. Open a new one: Encoder(bundle).")
-        if truncate is not True:
-            check_truncate(truncate)
-        scale = self.manifest.normalize if normalize_embeddings is None else normalize_embeddings
-        if not isinstance(scale, bool):
-            raise InputTypeError(f"normalize_embeddings is {scale!r}; pass True, False or None.")
-        prefix = self._prefix(prompt, prompt_name)
-        size = None if batch_size is None else _positive("batch_size", batch_size)
+        self._refuse_if_closed()
+        wish = check_options(
+            self.manifest,
+            normalize_embeddings=normalize_embeddings,
+            truncate_dim=truncate_dim,
+            prompt=prompt,
+            prompt_name=prompt_name,
+            truncate=truncate,
+        )
+        size = None if batch_size is None else positive("batch_size", batch_size)
         if isinstance(texts, str):
-            vectors = self._encode_one(texts, prefix, truncate)
-        else:
-            vectors = self._encode_all(texts, prefix, truncate, size, show_progress_bar)
-        if truncate_dim is not None:
-            vectors = shorten(vectors, truncate_dim)
-        if scale:
-            vectors = normalize(vectors)
-        return vectors[0] if isinstance(texts, str) else vectors
+            tokens = self.tokenize(texts, wish)
+            batch = Batch(np.array(tokens.ids, np.int64), tokens.lengths)
+            vector: Vectors = wish.finish(self.run(batch))[0]
+            return vector
+        return wish.finish(self._encode_all(texts, wish, size, show_progress_bar))
 
     def encode_query(self, texts: str | Iterable[str], **options: Unpack[EncodeOptions]) -> Vectors:
         """Encode with the manifest's prompt "query", if it has one; otherwise as ``encode``."""
@@ -161,7 +149,25 @@ class Encoder:
 
     def token_ids(self, texts: Iterable[str], *, truncate: Truncate = True) -> list[list[int]]:
         """Return the ids each text is executed as, special tokens included."""
-        return self._tokenizer(list(_as_texts(texts)[0]), truncate=truncate).ids
+        return self._tokenizer(list(as_texts(texts)[0]), truncate=truncate).ids
+
+    def tokenize(self, texts: str | list[str], wish: Wish, first: int = 0) -> Tokens:
+        """Return the tokens of one text or several, and count those that were cut.
+
+        ``first``: position of the first text, for messages.
+        """
+        if isinstance(texts, str):
+            tokens = self._tokenizer.one(texts, prefix=wish.prefix, truncate=wish.truncate)
+        else:
+            tokens = self._tokenizer(texts, prefix=wish.prefix, truncate=wish.truncate, first=first)
+        if tokens.truncated:
+            self._note_truncated(tokens.truncated)
+        return tokens
+
+    def run(self, batch: Batch) -> Vectors:
+        """Execute one batch and return its un-normalized vectors (B, H)."""
+        self._refuse_if_closed()
+        return self._backend.run(batch)
 
     def encode_together(self, texts: list[str]) -> Vectors:
         """Return the un-normalized vectors of texts executed as one batch, padded to the longest.
@@ -178,8 +184,16 @@ class Encoder:
         """Return the scores (Q, D) of (Q, H) against (D, H), dot or cosine as the manifest says."""
         return similarity(queries, documents, self.manifest.similarity)
 
+    def before_close(self, call: Callable[[], None]) -> Callable[[], None]:
+        """Have ``call`` made before the backend is released; returns what takes that back."""
+        with self._lock:
+            self._before_close[call] = None
+        return lambda: self._before_close.pop(call, None)
+
     def close(self) -> None:
-        """Release the backend. Calls that run in other threads must have ended."""
+        """Release the backend, batchers first. Calls of ``encode`` must have ended."""
+        for call in list(self._before_close):
+            call()
         if not self._closed:
             self._closed = True
             self._backend.close()
@@ -201,23 +215,20 @@ class Encoder:
     def _encode_all(
         self,
         texts: Iterable[str],
-        prefix: str,
-        truncate: Truncate,
+        wish: Wish,
         batch_size: int | None,
         show_progress_bar: bool,
     ) -> Vectors:
-        source, count = _as_texts(texts)
+        source, count = as_texts(texts)
         vectors = np.empty((count or 0, self.dimension), np.float32)
         end = 0
         with progress_bar("texts", count, show=show_progress_bar) as advance:
             for window in windows(source):
                 start, end = end, end + len(window)
-                tokens = self._tokenizer(window, prefix=prefix, truncate=truncate, first=start)
-                if tokens.truncated:
-                    self._note_truncated(tokens.truncated)
+                tokens = self.tokenize(window, wish, start)
                 _grow(vectors, end)
                 out = vectors[start:end]
-                plan = list(plan_batches(tokens.lengths, self._batch_tokens, batch_size))
+                plan = list(plan_batches(tokens.lengths, self.batch_tokens, batch_size))
                 batches = (pad(tokens, rows) for rows in plan)
                 for rows, ready in zip(plan, run_batches(self._backend, batches), strict=True):
                     out[rows] = ready
@@ -225,13 +236,6 @@ class Encoder:
         if end < len(vectors):
             vectors.resize((end, self.dimension), refcheck=False)
         return vectors
-
-    def _encode_one(self, text: str, prefix: str, truncate: Truncate) -> Vectors:
-        """Do what ``_encode_all`` does, without what only several texts need."""
-        tokens = self._tokenizer.one(text, prefix=prefix, truncate=truncate)
-        if tokens.truncated:
-            self._note_truncated(tokens.truncated)
-        return self._backend.run(Batch(np.array(tokens.ids, np.int64), tokens.lengths))
 
     def _prove(self, folder: Path, tokenizer_json: bytes, cosine_min: float) -> None:
         """Refuse an engine that does not give the golden vectors here: a wrong kernel is silent."""
@@ -242,7 +246,7 @@ class Encoder:
                 golden.texts
             )
             cosine = 1.0
-            for rows in plan_batches(tokens.lengths, self._batch_tokens):
+            for rows in plan_batches(tokens.lengths, self.batch_tokens):
                 vectors = self._backend.run(pad(tokens, rows))
                 cosine = min(cosine, float(row_cosines(golden.vectors[rows], vectors).min()))
             if not cosine >= cosine_min:
@@ -255,25 +259,15 @@ class Encoder:
             self.close()
             raise
 
-    def _prefix(self, prompt: str | None, prompt_name: str | None) -> str:
-        if prompt is not None:
-            check_text(prompt, "prompt")
-            if prompt_name is not None:
-                raise InputError(f"prompt and prompt_name ('{prompt_name}') were given: pass one.")
-            return prompt
-        name = self.manifest.default_prompt_name if prompt_name is None else prompt_name
-        if name is None:
-            return ""
-        if name not in self.manifest.prompts:
-            names = ", ".join(self.manifest.prompts) or "none"
-            raise InputError(f"there is no prompt '{name}'. This bundle's prompts: {names}.")
-        return self.manifest.prompts[name]
-
     def _with_prompt(self, name: str, options: EncodeOptions) -> EncodeOptions:
         chosen = options.get("prompt") is not None or options.get("prompt_name") is not None
         if not chosen and name in self.manifest.prompts:
             options["prompt_name"] = name
         return options
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise CoromError("this encoder is closed. Open a new one: Encoder(bundle).")
 
     def _note_truncated(self, count: int) -> None:
         with self._lock:
@@ -288,26 +282,7 @@ class Encoder:
             )
 
 
-def _as_texts(texts: Iterable[str]) -> tuple[Iterable[str], int | None]:
-    """Return the texts and their number, None where it is not known before the end."""
-    refused = isinstance(texts, bytes | bytearray | Mapping | Set)
-    # An array without dimensions has an __iter__ that only fails.
-    if refused or not isinstance(texts, Iterable) or getattr(texts, "ndim", 1) == 0:
-        raise InputTypeError(
-            f"the input is {type(texts).__name__}; pass one str, or a list or generator of str."
-        )
-    return texts, len(texts) if isinstance(texts, Sized) else None
-
-
 def _grow(vectors: Vectors, rows: int) -> None:
     """Make room for at least ``rows`` rows, in place, at least doubling what was there."""
     if rows > len(vectors):
         vectors.resize((max(rows, 2 * len(vectors)), vectors.shape[1]), refcheck=False)
-
-
-def _positive(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InputTypeError(f"{name} is {value!r}; pass a whole number of at least 1.")
-    if value < 1:
-        raise InputError(f"{name} is {value}; it must be at least 1.")
-    return value

@@ -5,6 +5,9 @@ CoromError                    exit code
 │   └── InputTypeError (TypeError) 2     a value of the wrong type
 ├── BundleError                   2      a bundle that is incomplete, altered or too new
 ├── ParityError                   1      vectors differ from the reference by more than allowed
+├── Overloaded                    3      more waits than may wait; nothing was computed
+├── DeadlineExceeded (TimeoutError) 3    an answer that would come too late; nothing was computed
+├── WorkerError                   3      what executes batches ended before the answer
 └── UnavailableError              3      a backend, device, precision or package that is not here
     ├── EngineError               3      an engine that cannot be opened or fails
     │   └── EngineMismatchError   3      an engine for another machine
@@ -35,6 +38,24 @@ class ParityError(CoromError):
     """Vectors differ from the torch reference by more than the tolerance allows."""
 
     exit_code = 1
+
+
+class Overloaded(CoromError):  # noqa: N818  # a state of the server, as HTTP's 429 is
+    """More texts wait than may wait. Nothing was computed: try again later, or elsewhere."""
+
+    exit_code = 3
+
+
+class DeadlineExceeded(CoromError, TimeoutError):  # noqa: N818  # as in gRPC
+    """The answer would have come too late, so it was not computed."""
+
+    exit_code = 3
+
+
+class WorkerError(CoromError):
+    """The thread that executes batches ended before it had the answer; another took its place."""
+
+    exit_code = 3
 
 
 class UnavailableError(CoromError):

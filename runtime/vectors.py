@@ -11,13 +11,16 @@ Vectors = npt.NDArray[np.float32]
 
 def shorten(vectors: Vectors, dimension: int) -> Vectors:
     """Return the first ``dimension`` values of each row."""
+    check_dimension(dimension, vectors.shape[1])
+    return np.ascontiguousarray(vectors[:, :dimension])
+
+
+def check_dimension(dimension: int, present: int) -> None:
+    """Raise ``InputError`` unless vectors of ``present`` values can be cut to ``dimension``."""
     if isinstance(dimension, bool) or not isinstance(dimension, int):
         raise InputTypeError(f"truncate_dim is {dimension!r}; pass a whole number.")
-    if not 1 <= dimension <= vectors.shape[1]:
-        raise InputError(
-            f"truncate_dim is {dimension}; the vectors have {vectors.shape[1]} dimensions."
-        )
-    return np.ascontiguousarray(vectors[:, :dimension])
+    if not 1 <= dimension <= present:
+        raise InputError(f"truncate_dim is {dimension}; the vectors have {present} dimensions.")
 
 
 def normalize(vectors: Vectors) -> Vectors:

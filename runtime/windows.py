@@ -7,7 +7,11 @@ WINDOW_CHARACTERS = 500_000
 """Tokens take about 200 bytes each while they are made: 100 MB for a window of long texts."""
 
 
-def windows(texts: Iterable[str]) -> Iterator[list[str]]:
+def windows(
+    texts: Iterable[str],
+    max_texts: int = WINDOW_TEXTS,
+    max_characters: int = WINDOW_CHARACTERS,
+) -> Iterator[list[str]]:
     """Yield the texts in lists of bounded size, in order; a list has at least one text."""
     window: list[str] = []
     characters = 0
@@ -15,7 +19,7 @@ def windows(texts: Iterable[str]) -> Iterator[list[str]]:
         window.append(text)
         # What is no text is refused later, with its position.
         characters += len(text) if isinstance(text, str) else 0
-        if len(window) == WINDOW_TEXTS or characters >= WINDOW_CHARACTERS:
+        if len(window) == max_texts or characters >= max_characters:
             yield window
             window, characters = [], 0
     if window:

@@ -1,0 +1,190 @@
+"""DynamicBatcher: texts of many callers in, batches out, each answer back to its caller.
+
+Texts are tokenized by who asks, so what cannot be a text is refused there and never waits.
+`exchange.py` holds what waits, `waiting.py` chooses what goes together, `workers.py` executes it.
+"""
+
+import atexit
+import os
+import time
+from collections import deque
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self, Unpack
+
+import numpy as np
+
+from .counters import Counters
+from .encoder import Encoder
+from .errors import CoromError, DeadlineExceeded, InputTypeError
+from .exchange import Exchange
+from .options import TextOptions, Wish, as_texts, check_options, not_negative, positive
+from .request import Answer, Request
+from .tokens import Tokens, check_text
+from .vectors import Vectors
+from .windows import windows
+from .workers import Workers
+
+PIECE_TEXTS = 256
+PIECE_CHARACTERS = 8192
+"""A call with many texts waits in pieces of this size, two at a time."""
+SHORT_CHARACTERS = 2048
+"""What is tokenized right in the event loop; more would hold up its other tasks."""
+
+
+class DynamicBatcher:
+    """Puts texts that many callers ask for at the same time into batches. Threads may share it.
+
+    ``max_batch_tokens``: upper bound of rows × padded length of a batch; None takes the encoder's.
+    ``max_wait_us``: how long a busy worker may wait for a batch to fill up, counted from its oldest
+    text; an idle one takes what is there at once. ``max_queue_tokens``: tokens that may wait; a
+    call beyond that is refused with ``Overloaded``.
+
+    The encoder stays the caller's; closing it closes its batchers first.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        max_batch_tokens: int | None = None,
+        max_wait_us: float = 0,
+        max_queue_tokens: int = 131_072,
+    ) -> None:
+        self.encoder = encoder
+        self._plain = check_options(encoder.manifest)
+        tokens = encoder.batch_tokens if max_batch_tokens is None else max_batch_tokens
+        self._exchange = Exchange(
+            positive("max_batch_tokens", tokens),
+            not_negative("max_wait_us", max_wait_us) / 1e6,
+            positive("max_queue_tokens", max_queue_tokens),
+        )
+        self._process = os.getpid()
+        self._close_now = lambda: self._close("the encoder was closed.", drain=False)
+        self._stay_open = encoder.before_close(self._close_now)
+        atexit.register(self._close_now)
+        self._workers = Workers(self._exchange, encoder.run, count=1)
+
+    def submit(
+        self, text: str, *, timeout: float | None = None, **options: Unpack[TextOptions]
+    ) -> Answer:
+        """Return the future of one text's vector (H,).
+
+        ``timeout``: seconds after which the answer is of no use; a text that still waits then gets
+        ``DeadlineExceeded``. ``options``: as for ``Encoder.encode``. ``cancel`` of the future drops
+        a text that still waits.
+
+        Raises ``Overloaded``, and at once what ``Encoder.encode`` raises for such a text.
+        """
+        wish, deadline = self._check(timeout, options)
+        check_text(text, "the text")
+        request = Request(self.encoder.tokenize(text, wish), wish, deadline)
+        answer = Answer(lambda: self._exchange.drop(request))
+        request.future = answer
+        self._exchange.put(request)
+        return answer
+
+    async def aencode(
+        self,
+        texts: str | Iterable[str],
+        *,
+        timeout: float | None = None,
+        **options: Unpack[TextOptions],
+    ) -> Vectors:
+        """Return what ``Encoder.encode`` does, (H,) or (N, H), without blocking the event loop.
+
+        Any number of texts will do: many wait in pieces, and others are served in between. It is
+        refused with ``Overloaded`` as a whole or not at all. ``timeout`` counts for all of it.
+        Cancelling drops what still waits.
+        """
+        import asyncio  # whoever awaits has loaded it; otherwise it takes 40 ms
+
+        loop = asyncio.get_running_loop()
+        wish, deadline = self._check(timeout, options)
+        series = [texts] if isinstance(texts, str) else list(as_texts(texts)[0])
+        vectors = np.empty((len(series), wish.dimension), np.float32)
+        flight: deque[Request] = deque()
+        end = 0
+        try:
+            for piece in windows(series, PIECE_TEXTS, PIECE_CHARACTERS):
+                start, end = end, end + len(piece)
+                tokens = await self._tokenize(series, piece, wish, start)
+                request = Request(tokens, wish, deadline, vectors[start:end], loop)
+                self._exchange.put(request, even_if_full=start > 0)
+                flight.append(request)
+                if len(flight) == 2:
+                    await _first(flight)
+            while flight:
+                await _first(flight)
+        finally:
+            for request in flight:
+                self._exchange.drop(request)
+                request.leave()
+        return vectors[0] if isinstance(texts, str) else vectors
+
+    def counters(self) -> Counters:
+        """Return what waits, what is executed, and what was counted so far."""
+        return self._exchange.counters()
+
+    def close(self, *, drain: bool = True) -> None:
+        """Refuse new texts, answer those that wait, and end the threads.
+
+        Without ``drain`` those that wait get a ``CoromError``; what is executed is answered.
+        """
+        self._close("this batcher is closed. Make a new one: DynamicBatcher(encoder).", drain=drain)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _check(self, timeout: float | None, options: TextOptions) -> tuple[Wish, float | None]:
+        """Return what is asked for and until when."""
+        if os.getpid() != self._process:
+            raise CoromError(
+                "this batcher was made before the process forked, and its threads stayed behind. "
+                "Open an encoder and a batcher in each process, after the fork."
+            )
+        self._workers.start()
+        wish = check_options(self.encoder.manifest, **options) if options else self._plain
+        if timeout is None:
+            return wish, None
+        if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+            raise InputTypeError(f"timeout is {timeout!r}; pass seconds, or None for no limit.")
+        if not timeout > 0:
+            raise DeadlineExceeded(f"the deadline has passed already: timeout is {timeout} s.")
+        return wish, time.monotonic() + timeout
+
+    async def _tokenize(
+        self, series: list[str], piece: list[str], wish: Wish, start: int
+    ) -> Tokens:
+        """Return the tokens of a piece of the series, which begins at ``start``."""
+        texts = piece[0] if len(series) == 1 and isinstance(piece[0], str) else piece
+        if sum(len(text) for text in piece if isinstance(text, str)) <= SHORT_CHARACTERS:
+            return self.encoder.tokenize(texts, wish, start)
+        import asyncio
+
+        return await asyncio.to_thread(self.encoder.tokenize, texts, wish, start)
+
+    def _close(self, reason: str, *, drain: bool) -> None:
+        atexit.unregister(self._close_now)
+        self._stay_open()
+        if os.getpid() != self._process:
+            return  # the threads, and whoever holds the lock, stayed in the other process
+        self._exchange.close(reason, drain=drain)
+        self._workers.join()
+        self._exchange.close(reason, drain=False)  # if no thread was left to drain it
+
+
+async def _first(flight: deque[Request]) -> None:
+    """Wait for the first request, and take it out once it is answered."""
+    future = flight[0].future
+    assert future is not None
+    await future  # type: ignore[misc]  # made by a loop
+    flight.popleft()

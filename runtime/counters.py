@@ -1,0 +1,58 @@
+"""What a batcher counts, for a metrics endpoint."""
+
+from typing import NamedTuple
+
+WAIT_BUCKETS = 32
+
+
+class Counters(NamedTuple):
+    """A batcher's counters at one moment. All but the first three only grow."""
+
+    waiting_texts: int
+    waiting_tokens: int
+    running_texts: int
+    texts: int
+    """Texts executed."""
+    batches: int
+    batch_tokens: int
+    """Tokens executed, without padding."""
+    padded_tokens: int
+    """Tokens executed, padding included."""
+    overloaded: int
+    """Calls refused because the queue was full."""
+    expired: int
+    """Calls given up because their deadline had passed."""
+    cancelled: int
+    """Calls given up by their caller."""
+    failed: int
+    """Calls that ended with another error after they were admitted."""
+    wait_seconds: float
+    """Time that the executed texts waited, added up."""
+    waits: tuple[int, ...]
+    """Executed texts by how long they waited: item k counts waits below 2**k microseconds that
+    no item before it counts."""
+
+
+class Tally:
+    """The counters as they are counted, under the batcher's lock."""
+
+    def __init__(self) -> None:
+        self.waiting_texts = self.waiting_tokens = 0
+        self.texts = self.batches = self.batch_tokens = self.padded_tokens = 0
+        self.overloaded = self.expired = self.cancelled = self.failed = 0
+        self.wait_seconds = 0.0
+        self.waits = [0] * WAIT_BUCKETS
+
+    def execute(self, tokens: int, waited_s: float) -> None:
+        """Count one text that is put into a batch."""
+        self.texts += 1
+        self.batch_tokens += tokens
+        self.waiting_texts -= 1
+        self.waiting_tokens -= tokens
+        self.wait_seconds += waited_s
+        self.waits[min(int(waited_s * 1e6).bit_length(), WAIT_BUCKETS - 1)] += 1
+
+    def snapshot(self, running_texts: int) -> Counters:
+        """Return what was counted so far."""
+        counted = vars(self) | {"waits": tuple(self.waits)}
+        return Counters(running_texts=running_texts, **counted)

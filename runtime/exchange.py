@@ -1,0 +1,194 @@
+"""Where callers leave requests and workers take batches: limits, deadlines, the way back.
+
+One lock guards it all and is held for microseconds; answers are given outside it, because they
+call what callers attached to them.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+from .counters import Counters, Tally
+from .errors import CoromError, DeadlineExceeded, Overloaded, WorkerError
+from .request import Outcome, Request, deliver
+from .vectors import Vectors
+from .waiting import Chosen, Waiting
+
+SWEEP_SECONDS = 0.01
+"""How often all that waits is searched for what expired."""
+
+
+class Exchange:
+    """Requests that wait, those that are being computed, and their counters."""
+
+    def __init__(self, batch_tokens: int, max_wait_s: float, max_queue_tokens: int) -> None:
+        self._max_wait_s, self._max_queue_tokens = max_wait_s, max_queue_tokens
+        self._waiting = Waiting(batch_tokens)
+        self._changed = threading.Condition(threading.Lock())
+        self._running: dict[threading.Thread, Chosen] = {}
+        self._closed: str | None = None
+        self._tally = Tally()
+        self._swept = 0.0
+
+    def put(self, request: Request, *, even_if_full: bool = False) -> None:
+        """Let a request wait; raises ``Overloaded`` if too much waits, ``CoromError`` once closed.
+
+        What is larger than the queue is taken if nothing else waits.
+        """
+        tally = self._tally
+        with self._changed:
+            if self._closed is not None:
+                raise CoromError(self._closed)
+            waiting = tally.waiting_tokens + request.waiting_tokens
+            if waiting > self._max_queue_tokens and tally.waiting_texts and not even_if_full:
+                tally.overloaded += 1
+                raise Overloaded(
+                    f"{tally.waiting_tokens} tokens wait already and this call has "
+                    f"{request.waiting_tokens}; max_queue_tokens is {self._max_queue_tokens}. "
+                    "Try again later, or elsewhere."
+                )
+            tally.waiting_tokens = waiting
+            tally.waiting_texts += request.waiting_texts
+            self._waiting.add(request)
+            self._changed.notify()
+
+    def drop(self, request: Request) -> bool:
+        """Forget a request whose caller has gone; False if it is too late to spare the work."""
+        with self._changed:
+            if request.dropped or not request.waiting_texts:
+                return False
+            self._tally.cancelled += 1
+            self._give_up(request)
+            return True
+
+    def take(self) -> Chosen | None:
+        """Wait for texts and return the next batch; None once closed and empty."""
+        while True:
+            with self._changed:
+                self._running.pop(threading.current_thread(), None)
+                idle = not self._waiting
+                while not self._waiting:
+                    if self._closed is not None:
+                        return None
+                    self._changed.wait()
+                if not idle and self._max_wait_s:
+                    self._wait_for_more()
+                expired: list[Outcome] = []
+                chosen = self._claim(expired)
+            deliver(expired)
+            if chosen.texts:
+                return chosen
+
+    def give(self, chosen: Chosen, vectors: Vectors) -> None:
+        """Take the un-normalized vectors (B, H) of a batch and answer those who have all theirs."""
+        finished = _finish(chosen, vectors)
+        outcomes: list[Outcome] = []
+        with self._changed:
+            for (request, row), vector in zip(chosen.texts, finished, strict=True):
+                if request.dropped:
+                    continue
+                request.missing -= 1
+                if request.vectors is None:
+                    outcomes.append((request, vector.copy()))  # not a view that keeps them all
+                    continue
+                request.vectors[row] = vector
+                if not request.missing:
+                    outcomes.append((request, None))
+        deliver(outcomes)
+
+    def fail(self, request: Request, error: Exception) -> None:
+        """Answer a request with an error."""
+        with self._changed:
+            outcomes = self._fail([request], lambda: error)
+        deliver(outcomes)
+
+    def bury(self, worker: threading.Thread, why: str) -> None:
+        """Answer those whose texts a dead worker had in hand; if it had none, all that wait."""
+        with self._changed:
+            chosen = self._running.pop(worker, None)
+            requests = [r for r, _ in chosen.texts] if chosen else self._waiting.all()
+            outcomes = self._fail(requests, lambda: WorkerError(why))
+        deliver(outcomes)
+
+    def close(self, reason: str, *, drain: bool) -> None:
+        """Refuse further requests; without ``drain`` refuse those that wait too."""
+        outcomes: list[Outcome] = []
+        with self._changed:
+            self._closed = self._closed or reason
+            if not drain:
+                outcomes = self._fail(self._waiting.all(), lambda: CoromError(reason))
+            self._changed.notify_all()
+        deliver(outcomes)
+
+    def counters(self) -> Counters:
+        """Return what was counted so far."""
+        with self._changed:
+            running = sum(len(chosen.texts) for chosen in self._running.values())
+            return self._tally.snapshot(running)
+
+    def _wait_for_more(self) -> None:
+        until = self._waiting.asked() + self._max_wait_s
+        while self._closed is None and not self._waiting.fill_a_batch():
+            left = until - time.monotonic()
+            if left <= 0 or not self._changed.wait(left):
+                return
+
+    def _claim(self, expired: list[Outcome]) -> Chosen:
+        """Take the next batch out of what waits."""
+        now = time.monotonic()
+        if now >= self._swept + SWEEP_SECONDS:
+            self._swept = now
+            self._expire(now, self._waiting.all(), expired)
+            self._waiting.forget_dropped()
+        chosen = self._waiting.next_batch()
+        self._expire(now, [request for request, _ in chosen.texts], expired)
+        if any(request.dropped for request, _ in chosen.texts):
+            kept = [k for k, (request, _) in enumerate(chosen.texts) if not request.dropped]
+            chosen = Chosen([chosen.texts[k] for k in kept], [chosen.ids[k] for k in kept])
+        tally = self._tally
+        for (request, _), ids in zip(*chosen, strict=True):
+            request.waiting_texts -= 1
+            request.waiting_tokens -= len(ids)
+            tally.execute(len(ids), now - request.asked)
+        if chosen.texts:
+            tally.batches += 1
+            tally.padded_tokens += len(chosen.ids) * max(map(len, chosen.ids))
+        self._running[threading.current_thread()] = chosen
+        return chosen
+
+    def _expire(self, now: float, requests: list[Request], expired: list[Outcome]) -> None:
+        for request in requests:
+            if request.deadline is not None and request.deadline <= now and not request.dropped:
+                self._tally.expired += 1
+                self._give_up(request)
+                waited_s = now - request.asked
+                error = DeadlineExceeded(f"the deadline passed after {waited_s:.3f} s of waiting.")
+                expired.append((request, error))
+
+    def _fail(self, requests: Iterable[Request], error: Callable[[], Exception]) -> list[Outcome]:
+        """Give up requests; each gets an error of its own, because raising changes an error."""
+        outcomes: list[Outcome] = []
+        for request in requests:
+            if request.missing and not request.dropped:
+                self._tally.failed += 1
+                self._give_up(request)
+                outcomes.append((request, error()))
+        return outcomes
+
+    def _give_up(self, request: Request) -> None:
+        """Release what a request occupies; it is skipped wherever it turns up."""
+        request.dropped = True
+        self._tally.waiting_texts -= request.waiting_texts
+        self._tally.waiting_tokens -= request.waiting_tokens
+        request.waiting_texts = request.waiting_tokens = 0
+
+
+def _finish(chosen: Chosen, vectors: Vectors) -> list[Vectors]:
+    """Return each vector as its request asked for it."""
+    wishes = {request.wish for request, _ in chosen.texts}
+    if len(wishes) == 1:
+        return list(wishes.pop().finish(vectors))
+    finished: list[Vectors] = []
+    for k, (request, _) in enumerate(chosen.texts):
+        finished += list(request.wish.finish(vectors[k : k + 1]))
+    return finished

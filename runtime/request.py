@@ -1,0 +1,124 @@
+"""Requests: texts of one caller on their way through a batcher, and the way back for the answer.
+
+Knows no queue and no encoder.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from .options import Wish
+from .tokens import Tokens
+from .vectors import Vectors
+
+if TYPE_CHECKING:
+    import asyncio  # loaded by whoever has an event loop; to import it takes 40 ms
+
+
+class Answer(Future[Vectors]):
+    """The future of one text. It can be cancelled until its batch is executed."""
+
+    def __init__(self, drop: Callable[[], bool]) -> None:
+        super().__init__()
+        self._drop = drop
+
+    def cancel(self) -> bool:
+        """Give up the text; False if it is too late for that."""
+        if self.done() or not self._drop():
+            return self.cancelled()
+        super().cancel()
+        # Without this concurrent.futures.wait and as_completed would not see it end.
+        self.set_running_or_notify_cancel()
+        return True
+
+
+class Request:
+    """Tokens of one or more texts that wait together, and the vectors there are so far.
+
+    ``vectors``: (N, dimension) to write them into, or None for a single text, whose future gets
+    its vector. What changes while it waits is changed under the exchange's lock.
+    """
+
+    __slots__ = (
+        "asked",
+        "deadline",
+        "dropped",
+        "future",
+        "loop",
+        "missing",
+        "rows",
+        "tokens",
+        "vectors",
+        "waiting_texts",
+        "waiting_tokens",
+        "wish",
+    )
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        wish: Wish,
+        deadline: float | None = None,
+        vectors: Vectors | None = None,
+        loop: "asyncio.AbstractEventLoop | None" = None,
+    ) -> None:
+        self.tokens, self.wish, self.vectors, self.loop = tokens, wish, vectors, loop
+        self.future: Future[Vectors] | asyncio.Future[None] | None
+        self.future = None if loop is None else loop.create_future()
+        self.asked = time.monotonic()
+        self.deadline = deadline
+        """On ``time.monotonic``, as ``asked`` is."""
+        self.dropped = False
+        """Nobody wants the answer any more."""
+        count = len(tokens.ids)
+        self.rows: list[int] = tokens.lengths.argsort(kind="stable").tolist() if count > 1 else [0]
+        """Texts not yet put into a batch, shortest first."""
+        self.waiting_texts = count
+        self.waiting_tokens = sum(map(len, tokens.ids))
+        self.missing = count
+        """Texts without a vector."""
+
+    def leave(self) -> None:
+        """Stop waiting, in the event loop, for an answer that may come yet."""
+        if self.future is not None:
+            self.future.cancel()
+
+
+Outcome = tuple[Request, Vectors | BaseException | None]
+"""A request that is done: its vector, its error, or None if its vectors are in place."""
+
+
+def deliver(outcomes: Iterable[Outcome]) -> None:
+    """Give callers their answers. A loop is woken once, however many of its callers are served."""
+    rest = iter(outcomes)
+    by_loop: dict[asyncio.AbstractEventLoop, list[Outcome]] = {}
+    try:
+        for request, outcome in rest:
+            if request.loop is not None:
+                by_loop.setdefault(request.loop, []).append((request, outcome))
+            else:
+                future, request.future = request.future, None  # they refer to each other
+                _settle(future, outcome)
+    except BaseException:
+        deliver(rest)  # what a caller's callback raised costs nobody else the answer
+        raise
+    finally:
+        for loop, answered in by_loop.items():
+            with suppress(RuntimeError):  # the loop is closed, so nobody waits there
+                loop.call_soon_threadsafe(_settle_all, answered)
+
+
+def _settle_all(outcomes: list[Outcome]) -> None:
+    for request, outcome in outcomes:
+        _settle(request.future, outcome)
+
+
+def _settle(future: Any, outcome: Vectors | BaseException | None) -> None:  # noqa: ANN401  # either kind
+    if future is None or future.done():
+        return
+    if isinstance(outcome, BaseException):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)

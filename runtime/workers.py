@@ -1,0 +1,79 @@
+"""The threads that execute a batcher's batches, and what happens when one fails or dies."""
+
+import logging
+import threading
+from collections.abc import Callable
+
+from .batching import Batch
+from .exchange import Exchange
+from .vectors import Vectors
+from .waiting import Chosen
+
+logger = logging.getLogger("corom")
+
+
+class Workers:
+    """``count`` threads that take batches from an exchange, run them and give the vectors back."""
+
+    def __init__(self, exchange: Exchange, run: Callable[[Batch], Vectors], count: int) -> None:
+        self._exchange, self._run, self._count = exchange, run, count
+        self._threads: set[threading.Thread] = set()
+        self._starting = threading.Lock()
+        self.start()
+
+    def start(self) -> None:
+        """Start the threads that are missing: all of them at first, later those that died."""
+        if len(self._threads) < self._count:
+            with self._starting:
+                self._start()
+
+    def join(self) -> None:
+        """Wait until all threads have ended."""
+        while True:
+            with self._starting:
+                others = [t for t in self._threads if t is not threading.current_thread()]
+            alive = [thread for thread in others if thread.is_alive()]
+            if not alive:
+                return
+            alive[0].join()
+
+    def _start(self) -> None:
+        while len(self._threads) < self._count:
+            # Daemons: a process that ends without closing must not wait for them.
+            thread = threading.Thread(target=self._work, name="corom-batcher", daemon=True)
+            thread.start()
+            self._threads.add(thread)
+
+    def _work(self) -> None:
+        try:
+            while (chosen := self._exchange.take()) is not None:
+                self._execute(chosen)
+        except BaseException as error:  # whatever ends it, callers must hear of it
+            logger.error("a worker of the batcher died", exc_info=error)
+            self._bury(error)
+
+    def _execute(self, chosen: Chosen) -> None:
+        """Run a batch; if it fails, in halves, so that a text that cannot be run fails alone."""
+        try:
+            vectors = self._run(chosen.batch())
+        except Exception as error:
+            if len(chosen.texts) == 1:
+                self._exchange.fail(chosen.texts[0][0], error)
+                return
+        else:
+            self._exchange.give(chosen, vectors)
+            return
+        for half in chosen.halves():
+            self._execute(half)
+
+    def _bury(self, error: BaseException) -> None:
+        """Answer those whose texts this thread had in hand, and let another take its place."""
+        thread = threading.current_thread()
+        why = f"the thread that computed this died of {error!r}. Ask again."
+        self._exchange.bury(thread, why)
+        with self._starting:
+            self._threads.discard(thread)
+            try:
+                self._start()
+            except RuntimeError:  # no more threads; the next caller tries again
+                self._exchange.bury(thread, why)

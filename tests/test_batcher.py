@@ -1,0 +1,838 @@
+"""DynamicBatcher: each caller gets its own vector, or its own error, soon, whatever others do."""
+
+import asyncio
+import concurrent.futures
+import ctypes
+import logging
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from corom.runtime import (
+    CoromError,
+    DeadlineExceeded,
+    DynamicBatcher,
+    Encoder,
+    InputError,
+    InputTypeError,
+    Overloaded,
+    WorkerError,
+)
+from corom.runtime.batching import Batch
+from corom.runtime.counters import WAIT_BUCKETS
+
+INVARIANCE = 1e-5
+SOON = 1.0
+"""Seconds within which a caller must hear of an error."""
+LONG = 30.0
+
+
+@pytest.fixture(scope="module")
+def shared(tiny_bundle: Path) -> Iterator[Encoder]:
+    """An encoder that nobody closes or alters."""
+    with Encoder(tiny_bundle) as encoder:
+        yield encoder
+
+
+@pytest.fixture(scope="module")
+def pool(shared: Encoder, parity_texts: list[str]) -> dict[str, np.ndarray]:
+    """Texts, with the vector that each has alone."""
+    return {text: shared.encode(text) for text in [*parity_texts[::4], "", "头" * 300]}
+
+
+@pytest.fixture
+def encoder(tiny_bundle: Path) -> Iterator[Encoder]:
+    with Encoder(tiny_bundle) as encoder:
+        yield encoder
+
+
+class Gate:
+    """Stands before an encoder's backend: holds batches back until it is opened, and notes them."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._run = encoder._backend.run
+        encoder._backend.run = self.run  # type: ignore[method-assign]
+        self.is_open = threading.Event()
+        self.reached = threading.Event()
+        self.batches: list[list[list[int]]] = []
+
+    def run(self, batch: Batch) -> Any:
+        texts = [ids[:n].tolist() for ids, n in zip(batch.input_ids, batch.lengths, strict=True)]
+        self.batches.append(texts)
+        self.reached.set()
+        assert self.is_open.wait(LONG)
+        return self._run(batch)
+
+    def executed(self) -> list[list[int]]:
+        return [ids for batch in self.batches for ids in batch]
+
+
+@pytest.fixture
+def gate(encoder: Encoder) -> Iterator[Gate]:
+    gate = Gate(encoder)
+    yield gate
+    gate.is_open.set()
+
+
+@pytest.fixture
+def batcher(encoder: Encoder) -> Iterator[DynamicBatcher]:
+    with DynamicBatcher(encoder) as batcher:
+        yield batcher
+
+
+@pytest.fixture
+def held(gate: Gate, batcher: DynamicBatcher) -> Iterator[DynamicBatcher]:
+    """A batcher whose worker is held back with one text in hand; the rest of the test waits."""
+    first = batcher.submit("第一")
+    assert gate.reached.wait(LONG)
+    yield batcher
+    gate.is_open.set()
+    first.result(LONG)
+
+
+def close(found: np.ndarray, expected: np.ndarray) -> bool:
+    return bool(np.abs(found - expected).max(initial=0) <= INVARIANCE)
+
+
+# --- The right vector
+
+
+def test_a_text_has_the_vector_that_encode_gives(
+    shared: Encoder, pool: dict[str, np.ndarray]
+) -> None:
+    with DynamicBatcher(shared) as batcher:
+        answers = {text: batcher.submit(text) for text in pool}
+        for text, answer in answers.items():
+            vector = answer.result(LONG)
+            assert (vector.shape, vector.dtype) == ((48,), np.float32)
+            assert vector.base is None  # it does not keep its batch alive
+            assert close(vector, pool[text])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"normalize_embeddings": False},
+        {"truncate_dim": 8},
+        {"prompt_name": "query"},
+        {"prompt": "问：", "truncate_dim": 5, "normalize_embeddings": False},
+        {"truncate": False},
+        {"truncate": "error"},
+    ],
+)
+def test_options_are_those_of_encode_and_each_callers_own(
+    tiny_mean_bundle: Path, options: dict[str, Any]
+) -> None:
+    texts = ["头痛怎么办", "", "CT 12 mg", "发烧"]
+    with Encoder(tiny_mean_bundle) as encoder, DynamicBatcher(encoder) as batcher:
+        gate = Gate(encoder)
+        first = batcher.submit("第一")
+        mixed = [(batcher.submit(t, **options), batcher.submit(t, truncate_dim=3)) for t in texts]
+        gate.is_open.set()
+        for text, (one, other) in zip(texts, mixed, strict=True):
+            assert close(one.result(LONG), encoder.encode(text, **options))
+            assert close(other.result(LONG), encoder.encode(text, truncate_dim=3))
+        assert first.result(LONG).shape == (48,)
+        found = asyncio.run(batcher.aencode(texts, **options))
+        assert close(found, encoder.encode(texts, **options))
+
+
+@pytest.mark.parametrize("wrap", [list, tuple, iter, np.array], ids=["list", "tuple", "it", "arr"])
+def test_aencode_returns_what_encode_does(shared: Encoder, wrap: Any) -> None:
+    texts = ["头痛怎么办", "", "CT 12 mg", "发烧"]
+
+    async def calls(batcher: DynamicBatcher) -> list[np.ndarray]:
+        return [
+            await batcher.aencode("头痛"),
+            await batcher.aencode(wrap(texts)),
+            await batcher.aencode([]),
+            await batcher.aencode([], truncate_dim=7),
+        ]
+
+    with DynamicBatcher(shared) as batcher:
+        one, several, none, none_short = asyncio.run(calls(batcher))
+    assert close(one, shared.encode("头痛"))
+    assert close(several, shared.encode(texts))
+    assert (one.shape, several.shape, none.shape) == ((48,), (4, 48), (0, 48))
+    assert none_short.shape == (0, 7)
+
+
+def test_many_texts_of_one_call_keep_their_order(
+    shared: Encoder, pool: dict[str, np.ndarray]
+) -> None:
+    texts = random.Random(3).choices(sorted(pool), k=3000)
+    with DynamicBatcher(shared, max_queue_tokens=10_000) as batcher:
+        found = asyncio.run(batcher.aencode(texts))
+    assert close(found, np.stack([pool[text] for text in texts]))
+
+
+STEP = st.one_of(
+    st.tuples(st.just("submit"), st.integers(0, 10**6)),
+    st.tuples(st.just("cancel"), st.integers(0, 10**6)),
+    st.tuples(st.just("many"), st.lists(st.integers(0, 10**6), max_size=30)),
+    st.tuples(st.just("leave"), st.integers(0, 10**6)),
+    st.tuples(st.just("pause"), st.none()),
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(steps=st.lists(STEP, max_size=60), budget=st.sampled_from([1, 60, 512]))
+def test_whatever_is_asked_and_cancelled_each_caller_gets_its_own(
+    shared: Encoder, pool: dict[str, np.ndarray], steps: list[tuple[str, Any]], budget: int
+) -> None:
+    texts = sorted(pool)
+
+    async def play(batcher: DynamicBatcher) -> None:
+        single: list[tuple[str, Any]] = []
+        many: list[tuple[list[str], asyncio.Task[np.ndarray]]] = []
+        for verb, what in steps:
+            if verb == "submit":
+                text = texts[what % len(texts)]
+                single.append((text, batcher.submit(text)))
+            elif verb == "many":
+                chosen = [texts[k % len(texts)] for k in what]
+                many.append((chosen, asyncio.create_task(batcher.aencode(chosen))))
+            elif verb == "cancel" and single:
+                single[what % len(single)][1].cancel()
+            elif verb == "leave" and many:
+                many[what % len(many)][1].cancel()
+            else:
+                await asyncio.sleep(0)
+        for text, answer in single:
+            if answer.cancelled():
+                continue
+            assert close(await asyncio.wrap_future(answer), pool[text])
+        for chosen, task in many:
+            try:
+                found = await task
+            except asyncio.CancelledError:
+                continue
+            expected = np.array([pool[text] for text in chosen]).reshape(-1, 48)
+            assert close(found, expected)
+
+    with DynamicBatcher(shared, max_batch_tokens=budget) as batcher:
+        asyncio.run(play(batcher))
+        counters = batcher.counters()
+    assert counters.waiting_texts == counters.waiting_tokens == 0
+
+
+# --- Many callers
+
+
+def hammer(batcher: DynamicBatcher, pool: dict[str, np.ndarray], seconds: float) -> int:
+    """Let 64 threads ask, each answer checked; return how many there were."""
+    texts = sorted(pool)
+    until = time.monotonic() + seconds
+
+    def call(seed: int) -> int:
+        chance = random.Random(seed)
+        count = 0
+        while time.monotonic() < until:
+            text = chance.choice(texts)
+            answer = batcher.submit(text)
+            if chance.random() < 0.1 and answer.cancel():
+                continue
+            assert close(answer.result(LONG), pool[text]), text
+            count += 1
+        return count
+
+    with ThreadPoolExecutor(64) as threads:
+        return sum(threads.map(call, range(64)))
+
+
+def test_64_threads_get_only_right_answers(shared: Encoder, pool: dict[str, np.ndarray]) -> None:
+    with DynamicBatcher(shared) as batcher:
+        answered = hammer(batcher, pool, 4)
+        counters = batcher.counters()
+    assert answered > 640
+    assert counters.texts == answered
+    assert counters.batches < answered  # they did share batches
+    assert counters.waiting_texts == counters.running_texts == counters.failed == 0
+
+
+@pytest.mark.slow
+def test_64_threads_for_a_minute_get_only_right_answers_in_flat_memory(
+    shared: Encoder, pool: dict[str, np.ndarray]
+) -> None:
+    process = psutil.Process()
+    with DynamicBatcher(shared) as batcher:
+        hammer(batcher, pool, 10)
+        before = process.memory_info().rss
+        answered = hammer(batcher, pool, 60)
+        grown = process.memory_info().rss - before
+    assert answered > 10_000
+    assert grown < 16 * 2**20
+
+
+def test_tasks_of_several_loops_are_served_together(
+    shared: Encoder, pool: dict[str, np.ndarray]
+) -> None:
+    texts = sorted(pool)
+
+    async def ask(seed: int) -> None:
+        chance = random.Random(seed)
+
+        async def one() -> None:
+            chosen = chance.choices(texts, k=chance.randint(1, 5))
+            found = await batcher.aencode(chosen)
+            assert close(found, np.stack([pool[text] for text in chosen]))
+
+        await asyncio.gather(*(one() for _ in range(150)))
+
+    with DynamicBatcher(shared) as batcher, ThreadPoolExecutor(3) as threads:
+        list(threads.map(lambda seed: asyncio.run(ask(seed)), range(3)))
+
+
+def test_single_texts_do_not_wait_for_all_of_a_long_call(
+    encoder: Encoder, pool: dict[str, np.ndarray]
+) -> None:
+    """Beside 10,000 texts of another caller, a text is in one of the next few batches."""
+    texts = random.Random(5).choices(sorted(pool), k=10_000)
+    executed: list[int] = []
+    run = encoder._backend.run
+
+    def count(batch: Batch) -> Any:
+        executed.append(len(batch.lengths))
+        return run(batch)
+
+    encoder._backend.run = count  # type: ignore[method-assign]
+
+    async def both(batcher: DynamicBatcher) -> list[int]:
+        long = asyncio.create_task(batcher.aencode(texts))
+        passed = []
+        while not executed:
+            await asyncio.sleep(0.001)
+        for _ in range(20):
+            before = len(executed)
+            answer = batcher.submit("头痛")
+            answer.add_done_callback(lambda _, before=before: passed.append(len(executed) - before))
+            await asyncio.wrap_future(answer)
+            assert not long.done()
+        found = await long
+        assert close(found, np.stack([pool[text] for text in texts]))
+        return passed
+
+    with DynamicBatcher(encoder) as batcher:
+        passed = asyncio.run(both(batcher))
+    assert max(passed) <= 4
+    assert len(executed) > 200
+
+
+def test_the_event_loop_goes_on_while_many_texts_are_tokenized(
+    shared: Encoder, pool: dict[str, np.ndarray]
+) -> None:
+    texts = [text * 20 for text in sorted(pool) if text] * 30
+
+    async def pauses(batcher: DynamicBatcher) -> float:
+        long = asyncio.create_task(batcher.aencode(texts))
+        worst = 0.0
+        while not long.done():
+            start = time.perf_counter()
+            await asyncio.sleep(0)
+            worst = max(worst, time.perf_counter() - start)
+        await long
+        return worst
+
+    with DynamicBatcher(shared) as batcher:
+        alone = time.perf_counter()
+        shared.token_ids(texts)
+        alone = time.perf_counter() - alone
+        assert asyncio.run(pauses(batcher)) < max(0.5 * alone, 0.1)
+
+
+# --- Batches
+
+
+def test_an_idle_worker_takes_what_is_there_at_once(encoder: Encoder) -> None:
+    with DynamicBatcher(encoder, max_wait_us=LONG * 1e6) as batcher:
+        for _ in range(3):
+            start = time.monotonic()
+            batcher.submit("头痛").result(LONG)
+            assert time.monotonic() - start < SOON
+
+
+def test_a_busy_worker_waits_for_a_batch_to_fill_up(encoder: Encoder, gate: Gate) -> None:
+    with DynamicBatcher(encoder, max_wait_us=0.3e6, max_batch_tokens=64) as batcher:
+        first = batcher.submit("第一")
+        assert gate.reached.wait(LONG)
+        second = batcher.submit("头痛头痛头痛头痛")  # 10 tokens
+        gate.is_open.set()
+        first.result(LONG)
+        more = [batcher.submit("发烧发烧发烧发烧") for _ in range(2)]
+        for answer in [second, *more]:
+            answer.result(LONG)
+        assert [len(batch) for batch in gate.batches] == [1, 3]
+        assert batcher.counters().wait_seconds > 0.2
+
+
+def test_a_full_batch_is_not_waited_for(encoder: Encoder, gate: Gate) -> None:
+    with DynamicBatcher(encoder, max_wait_us=LONG * 1e6, max_batch_tokens=64) as batcher:
+        first = batcher.submit("第一")
+        assert gate.reached.wait(LONG)
+        rest = [batcher.submit("头痛头痛头痛头痛") for _ in range(12)]
+        gate.is_open.set()
+        start = time.monotonic()
+        for answer in [first, *rest[:6]]:
+            answer.result(LONG)
+        assert time.monotonic() - start < SOON
+
+
+def test_what_waits_makes_batches_within_the_budget(held: DynamicBatcher, gate: Gate) -> None:
+    answers = [held.submit("头" * n) for n in range(1, 60)]
+    gate.is_open.set()
+    concurrent.futures.wait(answers, LONG)
+    assert all(len(b) * max(map(len, b)) <= 512 for b in gate.batches)
+    assert len(gate.batches) < 10
+
+
+# --- Limits
+
+
+def test_a_full_queue_refuses_at_once_and_computes_what_waits(encoder: Encoder, gate: Gate) -> None:
+    async def late() -> None:
+        with pytest.raises(Overloaded, match="max_queue_tokens is 20"):
+            await batcher.aencode(["头痛", "发烧"])
+
+    with DynamicBatcher(encoder, max_queue_tokens=20) as batcher:
+        first = batcher.submit("第一")
+        assert gate.reached.wait(LONG)
+        waiting = [batcher.submit("头痛" * 3) for _ in range(2)]  # 8 tokens each
+        with pytest.raises(Overloaded, match="16 tokens wait already and this call has 8") as error:
+            batcher.submit("头痛" * 3)
+        assert error.value.exit_code == 3
+        asyncio.run(late())
+        assert batcher.submit("痛痛")  # 4 tokens fit
+        assert batcher.counters().overloaded == 2
+        gate.is_open.set()
+        for answer in [first, *waiting]:
+            answer.result(LONG)
+        batcher.submit("头痛" * 3).result(LONG)
+
+
+def test_what_is_larger_than_the_queue_is_taken_when_nothing_waits(shared: Encoder) -> None:
+    with DynamicBatcher(shared, max_queue_tokens=1) as batcher:
+        assert batcher.submit("头" * 90).result(LONG).shape == (48,)
+        found = asyncio.run(batcher.aencode(["头痛"] * 1000))
+        assert found.shape == (1000, 48)
+
+
+def test_a_text_whose_deadline_passes_is_not_computed(held: DynamicBatcher, gate: Gate) -> None:
+    late = held.submit("迟到", timeout=0.02)
+    in_time = held.submit("头痛", timeout=LONG)
+    time.sleep(0.05)
+    gate.is_open.set()
+    with pytest.raises(DeadlineExceeded, match="passed after 0.0.* s of waiting"):
+        late.result(SOON)
+    assert in_time.result(LONG).shape == (48,)
+    assert len(gate.executed()) == 2
+    counters = held.counters()
+    assert (counters.expired, counters.texts, counters.waiting_tokens) == (1, 2, 0)
+
+
+def test_a_deadline_counts_for_all_texts_of_a_call(held: DynamicBatcher, gate: Gate) -> None:
+    async def call() -> None:
+        task = asyncio.create_task(held.aencode(["头痛"] * 2000, timeout=0.05))
+        await asyncio.sleep(0.1)
+        gate.is_open.set()
+        with pytest.raises(DeadlineExceeded):
+            await task
+
+    asyncio.run(call())
+    assert len(gate.executed()) == 1
+
+
+def test_a_deadline_that_passes_far_behind_is_told_soon(held: DynamicBatcher, gate: Gate) -> None:
+    """Not when its turn would have come."""
+
+    async def call() -> None:
+        ahead = asyncio.gather(*(held.aencode(["头痛"] * 250) for _ in range(8)))
+        await asyncio.sleep(0.01)
+        late = held.submit("迟到", timeout=0.01)
+        await asyncio.sleep(0.05)
+        gate.is_open.set()
+        with pytest.raises(DeadlineExceeded):
+            late.result(SOON)
+        assert len(gate.batches) < 10
+        await ahead
+
+    asyncio.run(call())
+
+
+def test_a_deadline_error_is_a_timeout_too() -> None:
+    assert issubclass(DeadlineExceeded, TimeoutError)
+    assert DeadlineExceeded.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("timeout", "error"),
+    [(0, DeadlineExceeded), (-1, DeadlineExceeded), ("1", InputTypeError), (True, InputTypeError)],
+)
+def test_a_timeout_that_cannot_be_kept_is_refused(
+    shared: Encoder, timeout: Any, error: type[Exception]
+) -> None:
+    with DynamicBatcher(shared) as batcher, pytest.raises(error, match="timeout is"):
+        batcher.submit("头痛", timeout=timeout)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_batch_tokens": 0}, "max_batch_tokens is 0"),
+        ({"max_batch_tokens": "9"}, "max_batch_tokens is '9'"),
+        ({"max_wait_us": -1}, "max_wait_us is -1; it must be at least 0"),
+        ({"max_wait_us": float("nan")}, "max_wait_us is nan"),
+        ({"max_wait_us": None}, "max_wait_us is None"),
+        ({"max_queue_tokens": 0}, "max_queue_tokens is 0"),
+    ],
+)
+def test_a_limit_that_cannot_be_is_refused(
+    shared: Encoder, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        DynamicBatcher(shared, **options)
+
+
+# --- Cancelling
+
+
+def test_a_cancelled_text_is_not_computed_and_makes_room(encoder: Encoder, gate: Gate) -> None:
+    with DynamicBatcher(encoder, max_queue_tokens=20) as batcher:
+        first = batcher.submit("第一")
+        assert gate.reached.wait(LONG)
+        assert not first.cancel()  # too late
+        gone = [batcher.submit("头痛" * 3) for _ in range(2)]
+        assert all(answer.cancel() for answer in gone)
+        assert all(answer.cancel() for answer in gone)
+        assert concurrent.futures.wait(gone, SOON).not_done == set()
+        with pytest.raises(CancelledError):
+            gone[0].result(SOON)
+        kept = batcher.submit("头" * 9)
+        gate.is_open.set()
+        assert kept.result(LONG).shape == (48,)
+        assert len(gate.executed()) == 2
+        assert batcher.counters().cancelled == 2
+        assert not kept.cancel()
+
+
+def test_a_task_that_is_cancelled_drops_what_waits(held: DynamicBatcher, gate: Gate) -> None:
+    async def leave() -> None:
+        task = asyncio.create_task(held.aencode(["头痛"] * 1000))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(task, 0.1)
+
+    asyncio.run(leave())
+    assert held.counters().waiting_tokens == 0
+    gate.is_open.set()
+    held.submit("发烧").result(LONG)
+    assert len(gate.executed()) == 2
+
+
+def test_a_loop_that_is_gone_harms_nobody(encoder: Encoder, gate: Gate) -> None:
+    with DynamicBatcher(encoder) as batcher:
+
+        async def ask() -> None:
+            task = asyncio.create_task(batcher.aencode("头痛"))
+            while not gate.reached.is_set():
+                await asyncio.sleep(0.001)
+            task.cancel()
+
+        asyncio.run(ask())  # the loop is closed while its text is executed
+        gate.is_open.set()
+        assert batcher.submit("发烧").result(LONG).shape == (48,)
+
+
+# --- What fails, fails alone
+
+LONE = "\ud83d"
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        (None, InputTypeError, "NoneType, not str"),
+        (b"abc", InputTypeError, "bytes, not str"),
+        (["a", "b"], InputTypeError, "list, not str"),
+        (f"坏{LONE}", InputError, "lone surrogate"),
+        ("头" * 200, InputError, "202 tokens"),
+    ],
+)
+def test_a_poisoned_text_fails_alone(
+    held: DynamicBatcher, gate: Gate, text: Any, error: type[Exception], message: str
+) -> None:
+    good = [held.submit("头痛", truncate="error")]
+    with pytest.raises(error, match=message):
+        held.submit(text, truncate="error")
+    good.append(held.submit("发烧", truncate="error"))
+    gate.is_open.set()
+    for answer in good:
+        assert answer.result(LONG).shape == (48,)
+
+
+def test_a_poisoned_text_of_many_is_named_by_its_place(shared: Encoder) -> None:
+    texts: list[Any] = ["好"] * 3000
+    texts[2500] = 7
+
+    async def both() -> list[Any]:
+        calls = [batcher.aencode(texts), batcher.aencode(texts[:2000])]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    with DynamicBatcher(shared) as batcher:
+        bad, good = asyncio.run(both())
+        assert isinstance(bad, InputTypeError)
+        assert "text 2500 is int" in str(bad)
+        assert good.shape == (2000, 48)
+        with pytest.raises(InputTypeError, match="the input is dict"):
+            asyncio.run(batcher.aencode({"text": "好"}))
+
+
+def test_a_text_that_the_backend_cannot_run_fails_alone(encoder: Encoder) -> None:
+    (poison,) = encoder.token_ids(["毒"])
+    run = encoder._backend.run
+
+    def fail(batch: Batch) -> Any:
+        if any(ids[: len(poison)].tolist() == poison for ids in batch.input_ids):
+            raise MemoryError("too much for the backend")
+        return run(batch)
+
+    encoder._backend.run = fail  # type: ignore[method-assign]
+    texts = ["头", "痛", "毒", "发", "烧", "毒", "好"]
+    with DynamicBatcher(encoder) as batcher:
+        gate = Gate(encoder)
+        first = batcher.submit("第一")
+        assert gate.reached.wait(LONG)
+        answers = [batcher.submit(text) for text in texts]
+        gate.is_open.set()
+        for text, answer in zip(texts, answers, strict=True):
+            if text == "毒":
+                with pytest.raises(MemoryError, match="too much"):
+                    answer.result(LONG)
+            else:
+                assert answer.result(LONG).shape == (48,)
+        first.result(LONG)
+        assert batcher.counters().failed == 2
+        with pytest.raises(MemoryError):
+            asyncio.run(batcher.aencode(texts))
+
+
+def test_what_a_callback_raises_costs_nobody_else_the_answer(
+    held: DynamicBatcher, gate: Gate, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fall(_: object) -> None:
+        raise SystemExit("a caller's own")
+
+    answers = [held.submit("头痛") for _ in range(4)]
+    answers[1].add_done_callback(fall)
+    with caplog.at_level(logging.CRITICAL, logger="corom"):
+        gate.is_open.set()
+        for answer in answers:
+            assert answer.result(SOON).shape == (48,)
+        assert held.submit("发烧").result(SOON).shape == (48,)
+
+
+# --- A worker that dies
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("error", [SystemExit(), KeyboardInterrupt(), GeneratorExit()])
+def test_callers_hear_of_a_dead_worker_and_the_next_is_served(
+    encoder: Encoder, gate: Gate, error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = encoder._backend.run
+
+    def die(batch: Batch) -> Any:
+        run(batch)
+        encoder._backend.run = run  # type: ignore[method-assign]
+        raise error
+
+    encoder._backend.run = die  # type: ignore[method-assign]
+    with (
+        caplog.at_level(logging.ERROR, logger="corom"),
+        DynamicBatcher(encoder) as batcher,
+    ):
+        first = batcher.submit("第一")
+        assert gate.reached.wait(LONG)
+        waiting = batcher.submit("头痛")
+        gate.is_open.set()
+        with pytest.raises(WorkerError, match=f"died of {type(error).__name__}.*Ask again"):
+            first.result(SOON)
+        assert waiting.result(SOON).shape == (48,)
+        assert batcher.submit("发烧").result(SOON).shape == (48,)
+        assert batcher.counters().failed == 1
+    assert "worker of the batcher died" in caplog.text
+
+
+def test_a_worker_that_is_killed_while_idle_is_replaced(
+    batcher: DynamicBatcher, caplog: pytest.LogCaptureFixture
+) -> None:
+    batcher.submit("头痛").result(LONG)
+    (worker,) = [t for t in threading.enumerate() if t.name == "corom-batcher"]
+    with caplog.at_level(logging.CRITICAL, logger="corom"):
+        assert ctypes.pythonapi.PyThreadState_SetAsyncExc(
+            ctypes.c_ulong(worker.ident or 0), ctypes.py_object(SystemExit)
+        )
+        answer = batcher.submit("头痛")
+        with suppress(WorkerError):  # if it had been taken in hand
+            assert answer.result(SOON).shape == (48,)
+        assert batcher.submit("发烧").result(SOON).shape == (48,)
+    assert worker not in threading.enumerate()
+
+
+# --- The end
+
+
+def test_closing_drains(held: DynamicBatcher, gate: Gate) -> None:
+    answers = [held.submit("头痛" * n) for n in range(1, 40)]
+    closing = threading.Thread(target=held.close)
+    closing.start()
+    time.sleep(0.05)
+    assert not any(answer.done() for answer in answers)
+    with pytest.raises(CoromError, match="this batcher is closed"):
+        held.submit("发烧")
+    gate.is_open.set()
+    closing.join(LONG)
+    assert all(answer.result(0).shape == (48,) for answer in answers)
+
+
+def test_closing_without_draining_refuses_what_waits(held: DynamicBatcher, gate: Gate) -> None:
+    answers = [held.submit("头痛") for _ in range(4)]
+    threading.Timer(0.1, gate.is_open.set).start()
+    held.close(drain=False)
+    for answer in answers:
+        with pytest.raises(CoromError, match="this batcher is closed"):
+            answer.result(0)
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_an_encoder_that_is_closed_closes_its_batchers(
+    encoder: Encoder, gate: Gate, waits: bool
+) -> None:
+    batcher = DynamicBatcher(encoder)
+    first = batcher.submit("第一")
+    assert gate.reached.wait(LONG)
+    second = batcher.submit("头痛") if waits else None
+    threading.Timer(0.1, gate.is_open.set).start()
+    encoder.close()
+    assert first.result(0).shape == (48,)  # what was executed is answered
+    if second is not None:
+        with pytest.raises(CoromError, match="the encoder was closed"):
+            second.result(0)
+    with pytest.raises(CoromError, match="the encoder was closed"):
+        batcher.submit("发烧")
+    batcher.close()
+
+
+def test_a_tasks_texts_are_refused_when_the_encoder_is_closed(encoder: Encoder, gate: Gate) -> None:
+    async def call() -> None:
+        task = asyncio.create_task(batcher.aencode(["头痛" * 30] * 300))
+        while not gate.reached.is_set():
+            await asyncio.sleep(0.001)
+        threading.Timer(0.05, gate.is_open.set).start()
+        await asyncio.to_thread(encoder.close)
+        with pytest.raises(CoromError, match="the encoder was closed"):
+            await task
+
+    batcher = DynamicBatcher(encoder)
+    asyncio.run(call())
+
+
+def test_a_callback_may_close_the_batcher(encoder: Encoder) -> None:
+    batcher = DynamicBatcher(encoder)
+    batcher.submit("头痛").add_done_callback(lambda _: batcher.close())
+    deadline = time.monotonic() + LONG
+    while any(t.name == "corom-batcher" for t in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    batcher.close()
+
+
+def test_closing_leaves_no_threads_and_no_memory(encoder: Encoder) -> None:
+    process = psutil.Process()
+    for round_ in range(40):
+        with DynamicBatcher(encoder) as batcher:
+            batcher.submit("头痛").result(LONG)
+        batcher.close()
+        if round_ == 20:
+            threads, memory = process.num_threads(), process.memory_info().rss
+    assert process.num_threads() <= threads
+    assert process.memory_info().rss - memory < 4 * 2**20
+    assert not encoder._before_close
+
+
+def test_a_child_that_was_forked_is_told_so(tiny_bundle: Path) -> None:
+    program = f"""
+import os, warnings
+from corom.runtime import CoromError, DynamicBatcher, Encoder
+warnings.simplefilter("ignore")
+encoder = Encoder({str(tiny_bundle)!r}, threads=1)
+with DynamicBatcher(encoder) as batcher:
+    batcher.submit("头痛").result()
+    batcher._exchange._changed.acquire()  # as if another thread held it at that moment
+    child = os.fork()
+    if child == 0:
+        try:
+            batcher.submit("头痛")
+        except CoromError as error:
+            assert "forked" in str(error)
+            batcher.close()
+            os._exit(7)
+        os._exit(1)
+    batcher._exchange._changed.release()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    print(batcher.submit("头痛").result().shape)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "(48,)"), done.stderr
+
+
+def test_a_process_that_ends_without_closing_ends(tiny_bundle: Path) -> None:
+    program = f"""
+from corom.runtime import DynamicBatcher, Encoder
+batcher = DynamicBatcher(Encoder({str(tiny_bundle)!r}))
+answers = [batcher.submit("头痛" * 60) for _ in range(1000)]
+answers[0].result()
+"""
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert time.monotonic() - start < 20
+
+
+# --- Counters
+
+
+def test_counters_add_up(held: DynamicBatcher, gate: Gate) -> None:
+    answers = [held.submit("头" * n) for n in (1, 2, 3)]
+    counters = held.counters()
+    assert (counters.waiting_texts, counters.waiting_tokens) == (3, 12)
+    assert (counters.running_texts, counters.texts, counters.batches) == (1, 1, 1)
+    time.sleep(0.01)
+    gate.is_open.set()
+    concurrent.futures.wait(answers, LONG)
+    held.close()
+    counters = held.counters()
+    assert counters[:3] == (0, 0, 0)
+    assert (counters.texts, counters.batches) == (4, 2)
+    assert (counters.batch_tokens, counters.padded_tokens) == (4 + 12, 4 + 15)
+    assert (counters.overloaded, counters.expired, counters.cancelled, counters.failed) == (0,) * 4
+    assert len(counters.waits) == WAIT_BUCKETS
+    assert sum(counters.waits) == 4
+    assert sum(counters.waits[14:]) == 3  # at least 8192 µs
+    assert 0.03 < counters.wait_seconds < LONG
