@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from corom.runtime.backend_onnxruntime import attention_mask
 from corom.runtime.backend_onnxruntime_cuda import OnnxRuntimeCudaBackend
-from corom.runtime.batching import Batch, pad
+from corom.runtime.batching import Batch, attention_mask, pad
 from corom.runtime.encoder import Encoder
 from corom.runtime.errors import CoromError
 from corom.runtime.manifest import Manifest, checked_file, load_manifest

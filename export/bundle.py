@@ -105,7 +105,9 @@ def export_bundle(
         say("Measuring parity with torch")
         manifest = _stage_manifest(staging, checkpoint, recipe, output.name, made)
         variants = tuple(
-            msgspec.structs.replace(v, parity=pass_gate(staging, v, golden, reference))
+            msgspec.structs.replace(
+                v, parity={"onnxruntime": pass_gate(staging, v, golden, reference)}
+            )
             for v in manifest.variants
         )
         for built in built_engines:
@@ -156,7 +158,7 @@ def _stage_manifest(
 ) -> Manifest:
     """Write and return a manifest without parity, with which the runtime can open the folder."""
     variants = tuple(
-        Variant(precision=p, file=GRAPHS[p], tolerance=recipe.tolerance_for(p), parity=None)
+        Variant(precision=p, file=GRAPHS[p], tolerance=recipe.tolerance_for(p), parity={})
         for p in precisions
     )
     manifest = Manifest(

@@ -14,7 +14,7 @@ def bundle_readme(manifest: Manifest, recipe: Recipe) -> str:
     rows = variant_rows(manifest.variants)
     description = f"\n{recipe.description}\n" if recipe.description else ""
     prompts = "".join(f"- prompt `{name}`: {text!r}\n" for name, text in manifest.prompts.items())
-    texts = max((v.parity.texts for v in manifest.variants if v.parity), default=0)
+    texts = max((p.texts for v in manifest.variants for p in v.parity.values()), default=0)
     return f"""# {manifest.name}
 {description}
 A corom bundle: a sentence encoder as ONNX graphs, each proven equal to its torch reference.

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
+from .backend import EXECUTES
 from .engine_cache import EngineCache, cached_sidecar, shipped_engines
 from .errors import CoromError
 from .gpu_machine import this_machine
@@ -22,8 +23,10 @@ def why_not(
 
     ``precision``: "auto" for any that the bundle has.
     """
+    if precision != "auto" and precision not in EXECUTES[backend]:
+        return f"it does not execute {precision}"
     if device == "cpu":
-        return None
+        return _why_not_openvino(precision) if backend == "openvino" else None
     machine = this_machine()
     missing = list(machine.missing)
     if backend == "tensorrt" and not _installed("cuda.bindings"):
@@ -34,6 +37,13 @@ def why_not(
         from .backend_onnxruntime_cuda import require_cuda_provider
 
         return _message(require_cuda_provider)
+    return _why_no_engine(bundle, manifest, precision, engine_cache)
+
+
+def _why_no_engine(
+    bundle: Path, manifest: Manifest, precision: str, engine_cache: EngineCache
+) -> str | None:
+    machine = this_machine()
     shipped = shipped_engines(bundle, manifest, machine)
     engines = [engine for engine in shipped if precision in {"auto", engine.sidecar.precision}]
     if not engines:
@@ -43,6 +53,30 @@ def why_not(
         if not problems or can_build or cached_sidecar(sidecar, machine) is not None:
             return None
     return "; ".join(engines[0].problems)
+
+
+def why_not_auto(
+    bundle: Path,
+    manifest: Manifest,
+    precision: str,
+    engine_cache: EngineCache,
+    backend: str,
+    device: str,
+) -> str | None:
+    """Return why "auto" does not take this backend: it cannot run, or was not proven at export."""
+    for variant in manifest.variants:
+        if device == "cpu" and variant.precision == precision and backend not in variant.parity:
+            proven = ", ".join(variant.parity) or "none"
+            return f"the bundle's {precision} was proven on: {proven}; ask for another by name"
+    return why_not(bundle, manifest, precision, engine_cache, backend, device)
+
+
+def _why_not_openvino(precision: str) -> str | None:
+    if not _installed("openvino"):
+        return "the package openvino is not installed"
+    from .backend_openvino import open_core, require_precision
+
+    return _message(lambda: require_precision(open_core(), precision))
 
 
 def _installed(module: str) -> bool:

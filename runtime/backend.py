@@ -10,7 +10,7 @@ import numpy.typing as npt
 from .batching import Batch
 from .engine_cache import EngineCache
 from .errors import InputError, UnavailableError
-from .manifest import Manifest, Variant, checked_file
+from .manifest import Manifest, Precision, Variant, checked_file
 
 
 class Backend(Protocol):
@@ -44,17 +44,42 @@ def run_batches(backend: Backend, batches: Iterable[Batch]) -> Iterator[npt.NDAr
     return map(backend.run, batches)
 
 
-BACKENDS = {"tensorrt": ("cuda",), "onnxruntime": ("cuda", "cpu")}
+BACKENDS = {"tensorrt": ("cuda",), "onnxruntime": ("cuda", "cpu"), "openvino": ("cpu",)}
 """Backend names and the devices each runs on, in the order "auto" tries them."""
+EXECUTES: dict[str, tuple[Precision, ...]] = {
+    "tensorrt": ("fp32", "fp16"),
+    "onnxruntime": ("fp32", "fp16", "int8"),
+    "openvino": ("fp32", "bf16", "int8"),
+}
+"""The precisions that each backend executes as such."""
 
 
-def pairs() -> list[tuple[str, str]]:
-    """Return every backend with every device it runs on, in the order "auto" tries them."""
-    return [(name, device) for name, devices in BACKENDS.items() for device in devices]
+def pairs(precision: str = "auto") -> list[tuple[str, str]]:
+    """Return every backend with every device it runs on, in the order "auto" tries them.
+
+    Who asks for bf16 or int8 asks for speed: on CPUs that is OpenVINO's first.
+    """
+    found = [(name, device) for name, devices in BACKENDS.items() for device in devices]
+    if precision in {"bf16", "int8"}:
+        found.sort(key=lambda pair: pair == ("onnxruntime", "cpu"))
+    return found
+
+
+def require_execution(backend: str, precision: Precision) -> None:
+    """Raise ``UnavailableError`` unless the backend executes this precision as such."""
+    if precision not in EXECUTES[backend]:
+        others = [name for name, executed in EXECUTES.items() if precision in executed]
+        raise UnavailableError(
+            f"backend '{backend}' executes {', '.join(EXECUTES[backend])}, not {precision}. "
+            f"{precision} is executed by: {', '.join(others)}."
+        )
 
 
 def choose_backend(
-    backend: str, device: str, why_not: Callable[[str, str], str | None]
+    backend: str,
+    device: str,
+    why_not: Callable[[str, str], str | None],
+    precision: str = "auto",
 ) -> tuple[str, str]:
     """Return the backend and device to use; raises ``InputError`` for a name that does not exist.
 
@@ -68,7 +93,7 @@ def choose_backend(
             raise InputError(
                 f"there is no backend '{name}'. Backends: auto, {', '.join(BACKENDS)}."
             )
-    wanted = [(name, d) for name, d in pairs() if name in names and device in {"auto", d}]
+    wanted = [(name, d) for name, d in pairs(precision) if name in names and device in {"auto", d}]
     if not wanted:
         devices = sorted({d for name in names for d in BACKENDS[name]})
         raise InputError(
@@ -125,6 +150,7 @@ def open_backend(
     """
     if cuda_graphs is not None and device != "cuda":
         raise InputError(f"cuda_graphs is for device 'cuda'; {name} runs on '{device}' here.")
+    require_execution(name, variant.precision)
     # Imported late: an import alone takes longer than the rest of corom.runtime together.
     if name == "tensorrt":
         from .open_tensorrt import open_tensorrt
@@ -141,6 +167,18 @@ def open_backend(
 
         return OnnxRuntimeCudaBackend(
             graph, manifest.dimension, threads, cuda_graphs=cuda_graphs is True
+        )
+    if name == "openvino":
+        from .backend_openvino import OpenVinoBackend
+
+        return OpenVinoBackend(
+            graph,
+            manifest.entry(variant.file).sha256,
+            manifest.dimension,
+            threads,
+            variant.precision,
+            max_tokens=manifest.max_length,
+            max_positions=manifest.max_positions,
         )
     from .backend_onnxruntime import OnnxRuntimeBackend
 

@@ -6,14 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from .batching import Batch
+from .batching import Batch, attention_mask
 from .errors import BundleError
-
-_INPUTS = {"input_ids", "attention_mask"}
-_OUTPUT = "sentence_embedding"
-_ONES = np.ones((1, 512), np.int64)
-_ONES.setflags(write=False)
-"""The mask of any one text, cut to its length: most calls are for one."""
+from .graph_interface import OUTPUT, require_interface
 
 
 class OnnxRuntimeBackend:
@@ -29,7 +24,7 @@ class OnnxRuntimeBackend:
         """Return the un-normalized vectors of a batch, (B, H)."""
         mask = attention_mask(batch.lengths, batch.input_ids.shape[1])
         inputs = {"input_ids": batch.input_ids, "attention_mask": mask}
-        vectors: npt.NDArray[np.float32] = self._session.run([_OUTPUT], inputs)[0]
+        vectors: npt.NDArray[np.float32] = self._session.run([OUTPUT], inputs)[0]
         return vectors
 
     def close(self) -> None:
@@ -50,18 +45,6 @@ def open_session(
     except Exception as error:  # each of the library's error classes derives from Exception
         raise BundleError(f"ONNX Runtime cannot open '{graph}': {error}") from None
     inputs = {item.name for item in session.get_inputs()}
-    outputs = {item.name: item.shape for item in session.get_outputs()}
-    if inputs != _INPUTS or outputs.get(_OUTPUT, [None])[-1] != dimension:
-        raise BundleError(
-            f"'{graph}' takes {sorted(inputs)} and gives {outputs}; expected {sorted(_INPUTS)} "
-            f"and {_OUTPUT} of {dimension} dimensions. Export the bundle again."
-        )
+    outputs = {item.name: (item.shape or [None])[-1] for item in session.get_outputs()}
+    require_interface(graph, inputs, outputs, dimension)
     return session
-
-
-def attention_mask(lengths: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.int64]:
-    """Return the mask (B, S) of rows with these lengths (B,): 1 for tokens, 0 for padding."""
-    if len(lengths) == 1 and lengths[0] == width <= _ONES.shape[1]:
-        return _ONES[:, :width]
-    mask: npt.NDArray[np.int64] = (np.arange(width) < lengths[:, None]).astype(np.int64)
-    return mask

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from .backend_onnxruntime import attention_mask, open_session
-from .batching import Batch
+from .backend_onnxruntime import open_session
+from .batching import Batch, attention_mask
 from .errors import UnavailableError
 from .shapes import Bucket, Buckets
 from .sidecar import Profile

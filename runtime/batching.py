@@ -53,3 +53,16 @@ def pad(tokens: Tokens, rows: Rows) -> Batch:
         ids = tokens.ids[row]
         input_ids[target, : len(ids)] = ids
     return Batch(input_ids, lengths)
+
+
+_ONES = np.ones((1, 512), np.int64)
+_ONES.setflags(write=False)
+"""The mask of any one text, cut to its length: most calls are for one."""
+
+
+def attention_mask(lengths: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.int64]:
+    """Return the mask (B, S) of rows with these lengths (B,): 1 for tokens, 0 for padding."""
+    if len(lengths) == 1 and lengths[0] == width <= _ONES.shape[1]:
+        return _ONES[:, :width]
+    mask: npt.NDArray[np.int64] = (np.arange(width) < lengths[:, None]).astype(np.int64)
+    return mask

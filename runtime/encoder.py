@@ -10,7 +10,7 @@ from typing import Self, Unpack
 
 import numpy as np
 
-from .availability import why_not
+from .availability import why_not_auto
 from .backend import choose_backend, choose_variant, open_backend, run_batches
 from .batching import Batch, pad, plan_batches
 from .cpus import available_cpus
@@ -59,8 +59,8 @@ class Encoder:
         folder = Path(bundle)
         self.manifest = manifest = load_manifest(folder)
         self.max_length = manifest.max_length if max_length is None else max_length
-        can_run = partial(why_not, folder, manifest, precision, engine_cache)
-        self.backend_name, self.device = choose_backend(backend, device, can_run)
+        cannot = partial(why_not_auto, folder, manifest, precision, engine_cache)
+        self.backend_name, self.device = choose_backend(backend, device, cannot, precision)
         variant = choose_variant(manifest, precision, self.backend_name)
         self.precision = variant.precision
         self.truncated_texts = 0
@@ -82,7 +82,9 @@ class Encoder:
         self._closed = False
         self._before_close: dict[Callable[[], None], None] = {}
         self._lock = threading.Lock()
-        if self.backend_name == "tensorrt":
+        # Without parity it is about to be measured, by the exporter.
+        rounded = self.precision in {"bf16", "int8"} and variant.parity
+        if self.backend_name == "tensorrt" or rounded:
             self._prove(folder, tokenizer_json, variant.tolerance.cosine_min)
         logger.info("%s: %s", manifest.name, self.choice)
 
@@ -238,7 +240,7 @@ class Encoder:
         return vectors
 
     def _prove(self, folder: Path, tokenizer_json: bytes, cosine_min: float) -> None:
-        """Refuse an engine that does not give the golden vectors here: a wrong kernel is silent."""
+        """Refuse what does not give the golden vectors here: a wrong kernel is silent."""
         manifest = self.manifest
         try:
             golden = load_golden(checked_file(folder, manifest.entry(GOLDEN_NAME)))
@@ -251,9 +253,9 @@ class Encoder:
                 cosine = min(cosine, float(row_cosines(golden.vectors[rows], vectors).min()))
             if not cosine >= cosine_min:
                 raise ParityError(
-                    f"the engine gives wrong vectors on this machine: cosine {cosine:.6f} to the "
-                    f"golden ones, at least {cosine_min} is expected. Export the bundle again on "
-                    "this machine; until then use --backend onnxruntime."
+                    f"{self.choice} gives wrong vectors on this machine: cosine {cosine:.6f} to "
+                    f"the golden ones, at least {cosine_min} is expected. Export the bundle again "
+                    "on this machine; until then use --backend onnxruntime --precision fp32."
                 )
         except BaseException:
             self.close()

@@ -79,12 +79,15 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Variant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One executable form of the encoder."""
+    """One executable form of the encoder.
+
+    ``parity``: what was measured at export, by the backend that executed it.
+    """
 
     precision: Precision
     file: str
     tolerance: Tolerance
-    parity: Parity | None
+    parity: dict[str, Parity]
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -32,9 +32,12 @@ def parity_rows(label: str, parity: Parity, tolerance: Tolerance) -> list[Row]:
 
 
 def variant_rows(variants: Iterable[Variant]) -> list[Row]:
-    """Return the cells of the variants that were measured."""
+    """Return the cells of the variants, once for each backend they were measured on."""
     return [
-        row for v in variants if v.parity for row in parity_rows(v.precision, v.parity, v.tolerance)
+        row
+        for v in variants
+        for backend, parity in v.parity.items()
+        for row in parity_rows(f"{v.precision} {backend}", parity, v.tolerance)
     ]
 
 

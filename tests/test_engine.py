@@ -336,7 +336,7 @@ def test_demo_bundle_has_a_proven_fp16_variant_and_an_engine(
     assert [v["precision"] for v in printed["variants"]] == ["fp32", "fp16"]
     manifest = load_manifest(bundle)
     fp16 = manifest.variant("fp16")
-    assert fp16.parity.cosine_min >= fp16.tolerance.cosine_min == 0.9995
+    assert fp16.parity["onnxruntime"].cosine_min >= fp16.tolerance.cosine_min == 0.9995
     engine = f"engines/rtx-any-{rtx.__version__}-fp16.engine"
     for path in (engine, f"{engine}.json", ENGINE_GRAPH, fp16.file):
         assert checked_file(bundle, manifest.entry(path)).stat().st_mode & 0o444 == 0o444
@@ -359,7 +359,7 @@ def test_each_engine_is_measured_alone_and_its_sidecar_says_so(
     second = built[0]._replace(sidecar=other)
     save_engine(second, folder / "engines" / second.name)
     manifest = msgspec.structs.replace(load_manifest(folder), files=describe_files(folder))
-    parity = manifest.variants[0].parity
+    parity = manifest.variants[0].parity["onnxruntime"]
     seen: list[list[str]] = []
 
     def gate(staging: Path, *_: Any, backend: str) -> Any:
