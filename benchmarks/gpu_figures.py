@@ -1,7 +1,6 @@
 """The figures of one bundle on a GPU: every road at every load, and the stages of its engine."""
 
 from functools import partial
-from importlib import resources
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from corom.runtime.tokens import Tokenizer
 from .figures import latency
 from .gpu_measure import interleaved, stages, text_latencies, throughput, tokenize_rate
 from .gpu_roads import open_roads, tokenizer_of
+from .texts import shipped_texts
 
 ROWS, WIDTHS = (1, 8, 32), (16, 128)
 THROUGHPUT_TEXTS = 20_000
@@ -26,7 +26,7 @@ BATCH_TOKENS = 16_384
 def measured(bundle: Path, checkpoint: Path | None, rounds: int) -> dict[str, Any]:
     """Return latency, throughput of every road, and the stages of the engine."""
     tokenizer = tokenizer_of(bundle, load_manifest(bundle))
-    texts = list(islice(cycle(real_texts()), THROUGHPUT_TEXTS))
+    texts = list(islice(cycle(shipped_texts()), THROUGHPUT_TEXTS))
     result: dict[str, Any] = {"latency": {}, "throughput": {}}
     with open_roads(bundle, checkpoint) as roads:
         absent = {road.name: {"missing": road.missing} for road in roads if road.missing}
@@ -47,15 +47,9 @@ def measured(bundle: Path, checkpoint: Path | None, rounds: int) -> dict[str, An
     return result
 
 
-def real_texts() -> list[str]:
-    """Return the sentences that come with corom, of real lengths."""
-    content = resources.files("corom.export").joinpath("parity_texts.txt").read_text("utf-8")
-    return [line for line in content.split("\n") if line]
-
-
 def texts_of(rows: int, width: int) -> list[str]:
     """Return Chinese texts of ``width`` tokens each, special tokens included, all different."""
-    letters = "".join(c for text in real_texts() for c in text if "\u4e00" <= c <= "\u9fff")
+    letters = "".join(c for text in shipped_texts() for c in text if "\u4e00" <= c <= "\u9fff")
     size = width - 2
     return [letters[at * size : (at + 1) * size] for at in range(rows)]
 

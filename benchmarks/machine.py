@@ -8,7 +8,7 @@ from typing import Any
 
 from corom.runtime.cpus import available_cpus
 
-PACKAGES = ("corom", "numpy", "onnxruntime", "tokenizers", "torch", "transformers")
+PACKAGES = ("corom", "numpy", "onnxruntime", "openvino", "tokenizers", "torch", "transformers")
 
 
 def describe_machine() -> dict[str, Any]:

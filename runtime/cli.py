@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module, metadata
 from io import TextIOWrapper
@@ -28,6 +28,7 @@ COMMANDS = {
     "score": ("corom.runtime.cli_score", "Score sentences against one sentence."),
     "inspect": ("corom.runtime.cli_inspect", "Show what a bundle holds and what runs here."),
     "verify": ("corom.runtime.cli_verify", "Check a bundle's files and vectors on this machine."),
+    "bench": ("corom.benchmarks.cli", "Measure latency, throughput, retrieval and peers."),
 }
 """Name → module that holds the click command of that name, and its line in `corom --help`."""
 
@@ -52,24 +53,36 @@ class GuardedCommand(click.Command):
 
 
 class LateGroup(click.Group):
-    """Imports a command's module when it is used, so that `corom --help` loads none of them."""
+    """Imports a command's module when it is used, so that `corom --help` loads none of them.
+
+    ``table``: as ``COMMANDS``.
+    """
+
+    def __init__(
+        self,
+        *args: Any,  # noqa: ANN401
+        table: Mapping[str, tuple[str, str]] = COMMANDS,
+        **options: Any,  # noqa: ANN401
+    ) -> None:
+        super().__init__(*args, **options)
+        self._table = table
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """Return the names of the commands, in the order of the table."""
-        return list(COMMANDS)
+        return list(self._table)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         """Return the command of this name, or None."""
-        if cmd_name not in COMMANDS:
+        if cmd_name not in self._table:
             return None
-        command = getattr(import_module(COMMANDS[cmd_name][0]), cmd_name)
+        command = getattr(import_module(self._table[cmd_name][0]), cmd_name)
         assert isinstance(command, click.Command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """Write the list of commands without importing them."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+            formatter.write_dl([(name, line) for name, (_, line) in self._table.items()])
 
     def make_context(self, *args: Any, **options: Any) -> click.Context:  # noqa: ANN401
         """Read the command line; `corom --help` ends here."""

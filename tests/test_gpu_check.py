@@ -19,7 +19,7 @@ from corom.benchmarks import gpu_inventory
 from corom.benchmarks.figures import latency, text_table
 from corom.benchmarks.gpu import flavours_here, main
 from corom.benchmarks.gpu_checks import GROWTH_BYTES, Check, _growth, random_batch, run_check
-from corom.benchmarks.gpu_figures import real_texts, texts_of
+from corom.benchmarks.gpu_figures import texts_of
 from corom.benchmarks.gpu_inventory import Component, component, inventory
 from corom.benchmarks.gpu_measure import interleaved, text_latencies, throughput, tokenize_rate
 from corom.benchmarks.gpu_report import (
@@ -31,6 +31,7 @@ from corom.benchmarks.gpu_report import (
 )
 from corom.benchmarks.gpu_roads import RECOMPILE_LIMIT, Road, few_shapes
 from corom.benchmarks.gpu_standin import expected_vectors
+from corom.benchmarks.texts import shipped_texts
 from corom.runtime.batching import Batch
 from corom.runtime.errors import (
     CudaError,
@@ -121,7 +122,7 @@ def test_loads_have_the_tokens_they_say() -> None:
         texts = texts_of(rows, width)
         assert [len(text) for text in texts] == [width - 2] * rows
         assert len(set(texts)) == rows
-    assert len(real_texts()) > 100
+    assert len(shipped_texts()) > 100
 
 
 def test_the_stand_in_kernel_is_told_from_a_wrong_one() -> None:
@@ -151,7 +152,7 @@ def test_every_road_that_is_there_runs_every_text() -> None:
     tokenizer: Any = Characters()
     assert list(text_latencies(roads, tokenizer, texts_of(8, 16), 3)) == ["here"]
     seen.clear()
-    texts = real_texts() * 20
+    texts = shipped_texts() * 20
     assert throughput(roads[0], tokenizer, texts, 2000) > 0
     assert sum(seen) == 2 * len(texts)  # once to warm up
     encoded: list[int] = []

@@ -1,0 +1,38 @@
+"""What a benchmark ends in: a table for people, one JSON document with what it was measured on."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .machine import describe_machine
+
+output_option = click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.json",
+    help="Write the figures there too.",
+)
+
+
+def stamped(report: dict[str, Any]) -> dict[str, Any]:
+    """Return the report with when, on what, and by which commit it was measured."""
+    return {**report, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "machine": describe_machine()}
+
+
+def save(report: dict[str, Any], path: Path) -> None:
+    """Write a report as JSON, making its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def show(report: dict[str, Any], table: str, output: Path | None, *, as_json: bool) -> None:
+    """Print the report as JSON or as a table on stdout, and write it to ``output``."""
+    report = stamped(report)
+    if output is not None:
+        save(report, output)
+        click.echo(f"written: {output}", err=True)
+    click.echo(json.dumps(report, ensure_ascii=False) if as_json else table)
