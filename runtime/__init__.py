@@ -10,6 +10,7 @@ from .errors import (
     UnavailableError,
 )
 from .manifest import Manifest, load_manifest
+from .map_batches import MapBatches
 from .pipeline import SentenceEmbedding, SentenceEmbeddingPipeline, Tasks, pipeline
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "InputError",
     "InputTypeError",
     "Manifest",
+    "MapBatches",
     "ParityError",
     "SentenceEmbedding",
     "SentenceEmbeddingPipeline",
