@@ -15,6 +15,7 @@ from .errors import (
     WorkerError,
 )
 from .manifest import Manifest, load_manifest
+from .map_batches import MapBatches
 from .pipeline import SentenceEmbedding, SentenceEmbeddingPipeline, Tasks, pipeline
 from .vector_index import Hit, VectorIndex, search
 
@@ -29,6 +30,7 @@ __all__ = [
     "InputError",
     "InputTypeError",
     "Manifest",
+    "MapBatches",
     "Overloaded",
     "ParityError",
     "SentenceEmbedding",

@@ -1,0 +1,69 @@
+"""An encoder that can be sent to other processes: each opens its own, once, when it needs it."""
+
+import inspect
+import os
+import threading
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .encoder import Encoder
+from .errors import BundleError, InputTypeError
+from .manifest import MANIFEST_NAME, load_manifest, sha256_of
+
+ENCODER_OPTIONS = frozenset(inspect.signature(Encoder).parameters) - {"bundle"}
+
+
+class LateEncoder(NamedTuple):
+    """A bundle and the options to open it with; pickles as text, never as an open encoder."""
+
+    bundle: str
+    manifest_sha256: str
+    options: tuple[tuple[str, Any], ...]
+
+    @classmethod
+    def of(cls, bundle: str | Path, **options: Any) -> "LateEncoder":  # noqa: ANN401
+        """Note a bundle; raises ``BundleError`` if there is none, before any process is asked."""
+        folder = Path(bundle).absolute()
+        load_manifest(folder)
+        if unknown := sorted(options.keys() - ENCODER_OPTIONS):
+            raise InputTypeError(
+                f"there is no option '{unknown[0]}'. An encoder is opened with: "
+                f"{', '.join(sorted(ENCODER_OPTIONS))}."
+            )
+        return cls(str(folder), sha256_of(folder / MANIFEST_NAME), tuple(sorted(options.items())))
+
+    def encoder(self) -> Encoder:
+        """Return this process's encoder; it stays open until the process ends.
+
+        Raises ``BundleError`` if the bundle at this path is not the one that was noted.
+        """
+        key = (os.getpid(), self)
+        with _opening:
+            if key not in _opened:
+                if sha256_of(_manifest(Path(self.bundle))) != self.manifest_sha256:
+                    raise BundleError(
+                        f"'{self.bundle}' is not the same bundle here as where the work was begun. "
+                        "Copy that one to every machine, at the same path."
+                    )
+                _opened[key] = Encoder(self.bundle, **dict(self.options))
+            return _opened[key]
+
+
+def _manifest(folder: Path) -> Path:
+    load_manifest(folder)  # whose error says more than a file that cannot be opened
+    return folder / MANIFEST_NAME
+
+
+# By process too: a fork inherits encoders whose threads it does not have. They are kept, since
+# closing one there would wait for those threads.
+_opened: dict[tuple[int, LateEncoder], Encoder] = {}
+_opening = threading.Lock()
+
+
+def _new_lock() -> None:
+    global _opening  # noqa: PLW0603  # another thread may have held it when the process forked
+    _opening = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_lock)
