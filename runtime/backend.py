@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, get_args, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +52,7 @@ EXECUTES: dict[str, tuple[Precision, ...]] = {
     "openvino": ("fp32", "bf16", "int8"),
 }
 """The precisions that each backend executes as such."""
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 def pairs(precision: str = "auto") -> list[tuple[str, str]]:
@@ -87,6 +88,10 @@ def choose_backend(
     else the reason. What is asked for by name is taken as it is, so that opening it says what is
     missing. Raises ``UnavailableError`` with every reason if nothing can run.
     """
+    if precision not in {"auto", *PRECISIONS}:
+        raise InputError(
+            f"there is no precision '{precision}'. Precisions: auto, {', '.join(PRECISIONS)}."
+        )
     names = list(BACKENDS) if backend == "auto" else [backend]
     for name in names:
         if name not in BACKENDS:

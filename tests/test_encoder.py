@@ -324,7 +324,7 @@ def test_an_unknown_option_is_refused(encoder: Encoder) -> None:
         ({"device": "tpu"}, InputError, "does not run on device 'tpu', only on: .*cpu"),
         ({"backend": "tensorrt", "device": "cpu"}, InputError, "does not run on device 'cpu'"),
         ({"precision": "int8"}, UnavailableError, "no variant of precision 'int8'; it has: fp32"),
-        ({"precision": "fp64"}, UnavailableError, "no variant of precision 'fp64'"),
+        ({"precision": "fp64"}, InputError, "no precision 'fp64'. Precisions: auto, fp32, bf16"),
         (
             {"device": "cpu", "cuda_graphs": True},
             InputError,
