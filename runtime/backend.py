@@ -37,13 +37,6 @@ class Streaming(Protocol):
         ...
 
 
-def run_batches(backend: Backend, batches: Iterable[Batch]) -> Iterator[npt.NDArray[np.float32]]:
-    """Yield the vectors (B, H) of each batch, in order."""
-    if isinstance(backend, Streaming):
-        return backend.stream(batches)
-    return map(backend.run, batches)
-
-
 BACKENDS = {"tensorrt": ("cuda",), "onnxruntime": ("cuda", "cpu"), "openvino": ("cpu",)}
 """Backend names and the devices each runs on, in the order "auto" tries them."""
 EXECUTES: dict[str, tuple[Precision, ...]] = {
@@ -145,14 +138,18 @@ def open_backend(
     threads: int,
     engine_cache: EngineCache = "off",
     cuda_graphs: bool | None = None,
+    workers: int | None = None,
 ) -> Backend:
     """Open a backend on a variant, after the hashes of its files are found to be as recorded.
 
-    ``cuda_graphs``: None does as the backend does best.
+    ``cuda_graphs``: None does as the backend does best. ``workers``: calls of ``run`` at once, each
+    with ``threads`` CPU threads; None is one.
 
     Raises ``BundleError`` for a missing or altered file, ``UnavailableError`` for what is not here,
-    and ``InputError`` for CUDA graphs on a CPU.
+    and ``InputError`` for CUDA graphs on a CPU and for workers on a GPU.
     """
+    if workers is not None and device == "cuda":
+        raise InputError(f"workers is for device 'cpu'; {name} runs on '{device}' here.")
     if cuda_graphs is not None and device != "cuda":
         raise InputError(f"cuda_graphs is for device 'cuda'; {name} runs on '{device}' here.")
     require_execution(name, variant.precision)
@@ -182,6 +179,7 @@ def open_backend(
             manifest.dimension,
             threads,
             variant.precision,
+            workers=workers or 1,
             max_tokens=manifest.max_length,
             max_positions=manifest.max_positions,
         )

@@ -26,7 +26,8 @@ logger = logging.getLogger("corom")
 class OpenVinoBackend:
     """One compiled model on the CPU; each thread that calls has an infer request of its own.
 
-    ``graph_sha256``: names the compiled model in the cache. ``max_tokens``: those a text is cut to;
+    ``graph_sha256``: names the compiled model in the cache. ``threads``: of each of ``workers``
+    executions at once. ``max_tokens``: those a text is cut to;
     ``max_positions``: those the model can take.
 
     Raises ``UnavailableError`` without the package, or for a precision that this CPU lacks.
@@ -43,13 +44,14 @@ class OpenVinoBackend:
         precision: Precision,
         max_tokens: int,
         max_positions: int,
+        workers: int = 1,
     ) -> None:
         core = open_core()
         require_precision(core, precision)
         options = {
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
-            "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": threads * workers,
+            "NUM_STREAMS": workers,
             # Pinned threads of two processes end up on the same CPUs.
             "ENABLE_CPU_PINNING": False,
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,

@@ -63,7 +63,9 @@ class DynamicBatcher:
         self._close_now = lambda: self._close("the encoder was closed.", drain=False)
         self._stay_open = encoder.before_close(self._close_now)
         atexit.register(self._close_now)
-        self._workers = Workers(self._exchange, encoder.run, count=1)
+        # On a GPU one packs its batch while another's is executed.
+        count = 2 if encoder.device == "cuda" else encoder.workers
+        self._workers = Workers(self._exchange, encoder.run, count)
 
     def submit(
         self, text: str, *, timeout: float | None = None, **options: Unpack[TextOptions]

@@ -31,6 +31,11 @@ def encoder_options(command: Command) -> Command:
             type=click.IntRange(1),
             help="CPU threads; default: the CPUs this process may use.",
         ),
+        click.option(
+            "--workers",
+            type=click.IntRange(1),
+            help="Batches executed at once, which share those CPUs; default: 1.",
+        ),
         click.option("--max-length", type=click.IntRange(1), help="Tokens a text is cut to."),
         click.option(
             "--rebuild",

@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -11,18 +12,18 @@ from typing import Self, Unpack
 import numpy as np
 
 from .availability import why_not_auto
-from .backend import choose_backend, choose_variant, open_backend, run_batches
+from .backend import Streaming, choose_backend, choose_variant, open_backend
 from .batching import Batch, pad, plan_batches
 from .cpus import available_cpus
 from .engine_cache import EngineCache
-from .errors import CoromError, ParityError
-from .golden import GOLDEN_NAME, load_golden
+from .errors import CoromError
 from .manifest import checked_file, load_manifest
-from .options import EncodeOptions, Wish, as_texts, check_options, positive
-from .parity import row_cosines
+from .offline import distinct, execute, one_ahead
+from .options import EncodeOptions, Wish, as_texts, check_options, positive, with_prompt
 from .progress import progress_bar
+from .proof import prove
 from .tokens import Tokenizer, Tokens, Truncate
-from .vectors import Vectors, similarity
+from .vectors import Vectors, grow, similarity
 from .windows import windows
 
 logger = logging.getLogger("corom")
@@ -32,10 +33,12 @@ class Encoder:
     """Opens a bundle and turns texts into vectors. Threads may share one encoder.
 
     ``backend``, ``device`` and ``precision``: "auto", or a name; a name that is not here is an
-    ``UnavailableError``, never replaced by another. ``threads``: CPU threads of the backend; None
-    takes the CPUs this process may use. ``max_batch_tokens``: upper bound of rows × padded length
-    of one execution; a backend that is faster with less takes less. ``max_length``: tokens a text
-    is cut to; None takes the manifest's. ``truncated_texts`` counts the texts cut so far.
+    ``UnavailableError``, never replaced by another. ``threads``: CPU threads of one execution; None
+    takes the CPUs this process may use, divided among the workers. ``workers``: executions at once;
+    None is 1, best for one text at a time; as many as CPUs is best for many texts.
+    ``max_batch_tokens``: upper bound of rows × padded length of one execution; a backend that is
+    faster with less takes less. ``max_length``: tokens a text is cut to; None takes the manifest's.
+    ``truncated_texts`` counts the texts cut so far.
     ``engine_cache``: "auto" builds a TensorRT engine for this machine once if none of the bundle's
     fits, and keeps it in the cache. ``cuda_graphs``: replay one captured graph a shape; None does
     so with TensorRT and not with ONNX Runtime, whose replays run one at a time.
@@ -51,6 +54,7 @@ class Encoder:
         device: str = "auto",
         precision: str = "auto",
         threads: int | None = None,
+        workers: int | None = None,
         max_batch_tokens: int = 16384,
         max_length: int | None = None,
         engine_cache: EngineCache = "off",
@@ -65,7 +69,10 @@ class Encoder:
         self.precision = variant.precision
         self.truncated_texts = 0
         positive("max_batch_tokens", max_batch_tokens)
-        threads = available_cpus() if threads is None else positive("threads", threads)
+        if workers is not None:
+            positive("workers", workers)
+        share = max(1, available_cpus() // (workers or 1))
+        threads = share if threads is None else positive("threads", threads)
         tokenizer_json = checked_file(folder, manifest.entry("tokenizer.json")).read_bytes()
         self._tokenizer = Tokenizer(tokenizer_json, self.max_length, manifest.max_positions)
         self._backend = open_backend(
@@ -77,7 +84,9 @@ class Encoder:
             threads,
             engine_cache,
             cuda_graphs,
+            workers,
         )
+        self.workers = workers or 1
         self.batch_tokens = min(max_batch_tokens, self._backend.batch_tokens)
         self._closed = False
         self._before_close: dict[Callable[[], None], None] = {}
@@ -140,14 +149,14 @@ class Encoder:
 
     def encode_query(self, texts: str | Iterable[str], **options: Unpack[EncodeOptions]) -> Vectors:
         """Encode with the manifest's prompt "query", if it has one; otherwise as ``encode``."""
-        return self.encode(texts, **self._with_prompt("query", options))
+        return self.encode(texts, **with_prompt("query", self.manifest.prompts, options))
 
     def encode_document(
         self, texts: str | Iterable[str], **options: Unpack[EncodeOptions]
     ) -> Vectors:
         """Encode with the manifest's prompt "document" or "passage", if any; else as ``encode``."""
         name = "passage" if "passage" in self.manifest.prompts else "document"
-        return self.encode(texts, **self._with_prompt(name, options))
+        return self.encode(texts, **with_prompt(name, self.manifest.prompts, options))
 
     def token_ids(self, texts: Iterable[str], *, truncate: Truncate = True) -> list[list[int]]:
         """Return the ids each text is executed as, special tokens included."""
@@ -223,49 +232,54 @@ class Encoder:
     ) -> Vectors:
         source, count = as_texts(texts)
         vectors = np.empty((count or 0, self.dimension), np.float32)
-        end = 0
-        with progress_bar("texts", count, show=show_progress_bar) as advance:
-            for window in windows(source):
-                start, end = end, end + len(window)
-                tokens = self.tokenize(window, wish, start)
-                _grow(vectors, end)
-                out = vectors[start:end]
-                plan = list(plan_batches(tokens.lengths, self.batch_tokens, batch_size))
-                batches = (pad(tokens, rows) for rows in plan)
-                for rows, ready in zip(plan, run_batches(self._backend, batches), strict=True):
-                    out[rows] = ready
-                advance(len(window))
+        first = end = 0
+
+        def tokenize(window: list[str]) -> Tokens:
+            nonlocal first
+            start, first = first, first + len(window)
+            return self.tokenize(window, wish, start)
+
+        with (
+            progress_bar("texts", count, show=show_progress_bar) as advance,
+            closing(one_ahead(windows(source), tokenize)) as tokenized,
+        ):
+            for tokens in tokenized:
+                start, end = end, end + len(tokens.ids)
+                grow(vectors, end)
+                self._execute(tokens, vectors[start:end], batch_size)
+                advance(end - start)
         if end < len(vectors):
             vectors.resize((end, self.dimension), refcheck=False)
         return vectors
 
+    def _execute(self, tokens: Tokens, out: Vectors, batch_size: int | None) -> None:
+        """Write the vectors of N texts into ``out`` (N, H), equal ones computed once."""
+        once, rows_of = distinct(tokens)
+        found = out if rows_of is None else np.empty((len(once.ids), self.dimension), np.float32)
+        plan = list(plan_batches(once.lengths, self.batch_tokens, batch_size))
+        if isinstance(self._backend, Streaming):
+            batches = (pad(once, rows) for rows in plan)
+            for rows, ready in zip(plan, self._backend.stream(batches), strict=True):
+                found[rows] = ready
+        else:
+            execute(self._backend.run, once, plan, found, self.workers)
+        if rows_of is not None:
+            np.take(found, rows_of, axis=0, out=out)
+
     def _prove(self, folder: Path, tokenizer_json: bytes, cosine_min: float) -> None:
-        """Refuse what does not give the golden vectors here: a wrong kernel is silent."""
-        manifest = self.manifest
         try:
-            golden = load_golden(checked_file(folder, manifest.entry(GOLDEN_NAME)))
-            tokens = Tokenizer(tokenizer_json, manifest.max_length, manifest.max_positions)(
-                golden.texts
+            prove(
+                self._backend.run,
+                self.batch_tokens,
+                folder,
+                self.manifest,
+                tokenizer_json,
+                cosine_min,
+                self.choice,
             )
-            cosine = 1.0
-            for rows in plan_batches(tokens.lengths, self.batch_tokens):
-                vectors = self._backend.run(pad(tokens, rows))
-                cosine = min(cosine, float(row_cosines(golden.vectors[rows], vectors).min()))
-            if not cosine >= cosine_min:
-                raise ParityError(
-                    f"{self.choice} gives wrong vectors on this machine: cosine {cosine:.6f} to "
-                    f"the golden ones, at least {cosine_min} is expected. Export the bundle again "
-                    "on this machine; until then use --backend onnxruntime --precision fp32."
-                )
         except BaseException:
             self.close()
             raise
-
-    def _with_prompt(self, name: str, options: EncodeOptions) -> EncodeOptions:
-        chosen = options.get("prompt") is not None or options.get("prompt_name") is not None
-        if not chosen and name in self.manifest.prompts:
-            options["prompt_name"] = name
-        return options
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
@@ -282,9 +296,3 @@ class Encoder:
                 count,
                 self.max_length,
             )
-
-
-def _grow(vectors: Vectors, rows: int) -> None:
-    """Make room for at least ``rows`` rows, in place, at least doubling what was there."""
-    if rows > len(vectors):
-        vectors.resize((max(rows, 2 * len(vectors)), vectors.shape[1]), refcheck=False)

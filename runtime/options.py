@@ -83,6 +83,14 @@ def _prefix(manifest: Manifest, prompt: str | None, prompt_name: str | None) -> 
     return manifest.prompts[name]
 
 
+def with_prompt(name: str, prompts: Mapping[str, str], options: EncodeOptions) -> EncodeOptions:
+    """Return the options with the prompt of this name, if there is one and none was chosen."""
+    chosen = options.get("prompt") is not None or options.get("prompt_name") is not None
+    if not chosen and name in prompts:
+        options["prompt_name"] = name
+    return options
+
+
 def as_texts(texts: Iterable[str]) -> tuple[Iterable[str], int | None]:
     """Return the texts and their number, None where it is not known before the end.
 

@@ -45,3 +45,9 @@ def similarity(queries: Vectors, documents: Vectors, kind: Similarity) -> Vector
         queries, documents = normalize(queries), normalize(documents)
     scores: Vectors = queries @ documents.T
     return scores
+
+
+def grow(vectors: Vectors, rows: int) -> None:
+    """Make room for at least ``rows`` rows, in place, at least doubling what was there."""
+    if rows > len(vectors):
+        vectors.resize((max(rows, 2 * len(vectors)), vectors.shape[1]), refcheck=False)

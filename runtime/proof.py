@@ -1,0 +1,37 @@
+"""Proof that what executes here gives the bundle's golden vectors: a wrong kernel is silent."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from .batching import Batch, pad, plan_batches
+from .errors import ParityError
+from .golden import GOLDEN_NAME, load_golden
+from .manifest import Manifest, checked_file
+from .parity import row_cosines
+from .tokens import Tokenizer
+from .vectors import Vectors
+
+
+def prove(
+    run: Callable[[Batch], Vectors],
+    batch_tokens: int,
+    folder: Path,
+    manifest: Manifest,
+    tokenizer_json: bytes,
+    cosine_min: float,
+    what: str,
+) -> None:
+    """Raise ``ParityError`` unless ``run`` gives the golden vectors; ``what`` names it."""
+    golden = load_golden(checked_file(folder, manifest.entry(GOLDEN_NAME)))
+    # A tokenizer of its own: the golden texts were cut to the manifest's length.
+    tokens = Tokenizer(tokenizer_json, manifest.max_length, manifest.max_positions)(golden.texts)
+    cosine = 1.0
+    for rows in plan_batches(tokens.lengths, batch_tokens):
+        vectors = run(pad(tokens, rows))
+        cosine = min(cosine, float(row_cosines(golden.vectors[rows], vectors).min()))
+    if not cosine >= cosine_min:
+        raise ParityError(
+            f"{what} gives wrong vectors on this machine: cosine {cosine:.6f} to "
+            f"the golden ones, at least {cosine_min} is expected. Export the bundle again "
+            "on this machine; until then use --backend onnxruntime --precision fp32."
+        )
