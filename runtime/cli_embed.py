@@ -4,35 +4,20 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import click
 
+from .cli_embed_folder import FolderOptions, bar, to_folder
 from .cli_options import bundle_argument, encoder_options, say_cut
 from .corpus import Corpus
-from .embedding_job import SHARD_ROWS, embed_corpus, job_of, refuse_bad_rows
+from .embedding_job import SHARD_ROWS
 from .encoder import Encoder
 from .errors import InputError
 from .options import EncodeOptions
-from .progress import progress_bar
 from .rows import KINDS, STDIN, Columns
-from .shards import ShardFolder
 from .windows import windows
 from .writers import SUFFIXES, open_writer
-
-
-class FolderOptions(NamedTuple):
-    """What is chosen for a folder of shards, and means nothing elsewhere; None: not chosen."""
-
-    dtype: str | None
-    shard_rows: int | None
-    bad_rows: Path | None
-
-    def refuse_elsewhere(self) -> None:
-        """Raise if one is given although no folder is written."""
-        given = [f"--{name.replace('_', '-')}" for name, value in self._asdict().items() if value]
-        if given:
-            raise click.UsageError(f"{', '.join(given)} is for a folder: -o FOLDER.")
 
 
 @click.command()
@@ -74,6 +59,17 @@ class FolderOptions(NamedTuple):
 )
 @click.option("--dtype", type=click.Choice(["float32", "float16"]), help="Of shards: float32.")
 @click.option("--shard-rows", type=click.IntRange(1), help=f"Rows of a shard: {SHARD_ROWS:,}.")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    help="Who computes a folder: this process, or the workers of Ray on a cluster or, where there "
+    "is none, on this machine. Default: local.",
+)
+@click.option(
+    "--num-workers",
+    type=click.IntRange(1),
+    help="Workers of Ray: one on each machine, or on each GPU where there are any.",
+)
 @encoder_options
 @click.option("--max-batch-tokens", type=click.IntRange(1), default=16384, show_default=True)
 @click.option(
@@ -101,6 +97,8 @@ def embed(
     bad_rows: Path | None,
     dtype: str | None,
     shard_rows: int | None,
+    engine: Literal["local", "ray"] | None,
+    num_workers: int | None,
     normalize_embeddings: bool | None,
     truncate_dim: int | None,
     prompt_name: str | None,
@@ -125,72 +123,19 @@ def embed(
         "prompt_name": prompt_name,
         "truncate": True if truncate else "error",
     }
-    chosen = FolderOptions(dtype, shard_rows, bad_rows)
+    chosen = FolderOptions(dtype, shard_rows, bad_rows, engine, num_workers)
     kind = input_format and f".{input_format}"
     corpus = Corpus(sources or (STDIN,), Columns(text_column, id_column), kind)
     if texts and corpus.columns != Columns():
         raise click.UsageError("--text-column and --id-column are for --input.")
-    is_folder = output is not None and output.suffix not in SUFFIXES and not texts
-    with ExitStack() as stack:
-        encoder = stack.enter_context(Encoder(bundle, **encoder_options))
+    if output is not None and output.suffix not in SUFFIXES and not texts:
+        to_folder(bundle, encoder_options, corpus, output, chosen, options)
+        return
+    with Encoder(bundle, **encoder_options) as encoder:
         click.echo(f"{encoder.manifest.name}: {encoder.choice}", err=True)
-        if is_folder:
-            assert output is not None
-            _to_folder(encoder, bundle, corpus, output, chosen, options)
-        else:
-            chosen.refuse_elsewhere()
-            _to_file(encoder, texts, corpus, output, options)
-    say_cut(encoder)
-
-
-def _to_folder(
-    encoder: Encoder,
-    bundle: Path,
-    corpus: Corpus,
-    output: Path,
-    chosen: FolderOptions,
-    options: EncodeOptions,
-) -> None:
-    _refuse_other_files(output)
-    folder = ShardFolder(output)
-    dimension = encoder.encode([], **options).shape[1]  # refuses options that cannot be, first
-    normalize = options["normalize_embeddings"]
-    job = job_of(
-        encoder,
-        bundle,
-        corpus,
-        dimension=dimension,
-        dtype=chosen.dtype or "float32",
-        normalize=encoder.manifest.normalize if normalize is None else normalize,
-        prompt_name=options["prompt_name"],
-        truncate=options["truncate"],
-        shard_rows=chosen.shard_rows or SHARD_ROWS,
-    )
-    rows = None
-    if corpus.can_be_read_twice:
-        with _bar("reading", None) as advance:
-            survey = corpus.survey(advance)
-        if survey.first_bad is not None and chosen.bad_rows is None:
-            raise refuse_bad_rows(survey.first_bad, survey.bad_rows, survey.rows)
-        rows = survey.rows
-    with _bar("rows", rows) as advance:
-        manifest = embed_corpus(
-            encoder,
-            corpus,
-            folder,
-            job,
-            bad_rows=chosen.bad_rows,
-            say=lambda line: click.echo(line, err=True),
-            advance=advance,
-        )
-    left_out = f", {manifest.bad_rows:,} rows left out → {chosen.bad_rows}" * bool(
-        manifest.bad_rows
-    )
-    click.echo(
-        f"{manifest.rows:,} vectors of {dimension} in {len(manifest.shards)} shards → {output}"
-        f"{left_out}",
-        err=True,
-    )
+        chosen.refuse_elsewhere()
+        _to_file(encoder, texts, corpus, output, options)
+        say_cut(encoder.truncated_texts, encoder.max_length)
 
 
 def _to_file(
@@ -208,7 +153,7 @@ def _to_file(
     with ExitStack() as stack:
         dimension = encoder.encode([], **options).shape[1]
         writer = stack.enter_context(open_writer(output, dimension))
-        advance = stack.enter_context(_bar("texts", len(texts) or None, show=output is not None))
+        advance = stack.enter_context(bar("texts", len(texts) or None, show=output is not None))
         for window in windows(source):
             try:
                 vectors = encoder.encode(window, **options)
@@ -228,16 +173,3 @@ def _usable(corpus: Corpus, ids: list[str]) -> Iterator[str]:
             raise InputError(f"{passage.place}: {passage.reason}.")
         ids.append(str(passage.key))
         yield passage.text
-
-
-def _refuse_other_files(output: Path) -> None:
-    known = f"a folder, or must end in one of: {', '.join(SUFFIXES)}"
-    if output.is_file() or (output.suffix and not output.is_dir()):
-        raise InputError(f"output '{output}' must be {known}.")
-    if not output.absolute().parent.is_dir():
-        raise InputError(f"there is no folder '{output.parent}' to make '{output.name}' in.")
-
-
-def _bar(label: str, total: int | None, *, show: bool = True) -> Any:  # noqa: ANN401
-    shown = show and sys.stderr is not None and sys.stderr.isatty()
-    return progress_bar(label, total, show=shown)

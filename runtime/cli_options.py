@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 import click
 
 from .backend import BACKENDS
-from .encoder import Encoder
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -55,11 +54,7 @@ def encoder_options(command: Command) -> Command:
     return command
 
 
-def say_cut(encoder: Encoder) -> None:
+def say_cut(count: int, max_length: int) -> None:
     """Say on stderr how many texts were cut, if any."""
-    if encoder.truncated_texts:
-        click.echo(
-            f"{encoder.truncated_texts} texts were longer than {encoder.max_length} tokens and "
-            "were cut.",
-            err=True,
-        )
+    if count:
+        click.echo(f"{count} texts were longer than {max_length} tokens and were cut.", err=True)

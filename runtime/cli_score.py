@@ -28,7 +28,7 @@ def score(
         query = encoder.encode_query([sentence])
         scores = encoder.similarity(query, encoder.encode_document(list(others)))[0].tolist()
         kind = encoder.manifest.similarity
-        say_cut(encoder)
+        say_cut(encoder.truncated_texts, encoder.max_length)
     if as_json:
         rows = [{"text": text, "score": value} for text, value in zip(others, scores, strict=True)]
         result = {"sentence": sentence, "similarity": kind, "scores": rows}

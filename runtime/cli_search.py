@@ -53,7 +53,7 @@ def search(
             list(queries), normalize_embeddings=job.normalize, truncate_dim=job.dimension
         )
         found = find(opened, vectors, k, method=method)
-        say_cut(encoder)
+        say_cut(encoder.truncated_texts, encoder.max_length)
     if as_json:
         pairs = zip(queries, found, strict=True)
         records = [{"query": q, "hits": [hit._asdict() for hit in hits]} for q, hits in pairs]

@@ -6,48 +6,42 @@ that they were made by the same job from the same rows, and goes on behind them.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import IO
 
 import msgspec
 
 from .corpus import Corpus, Passage
-from .encoder import Encoder
+from .embedder import Advance, Described, Embedded, Embedder, Say
 from .errors import InputError
-from .manifest import MANIFEST_NAME, sha256_of
-from .options import EncodeOptions
-from .shards import Job, Shard, ShardFolder, ShardManifest, manifest_of, texts_sha256
+from .manifest import MANIFEST_NAME, load_manifest, sha256_of
+from .portions import Portion, portions
+from .shards import Job, Shard, ShardFolder, ShardManifest, manifest_of
 from .whole_file import whole_file
 
 SHARD_ROWS = 16_384
-SHARD_CHARACTERS = 32_000_000
-"""A shard ends here too, so that its texts and vectors fit into memory however long they are."""
-
-Say = Callable[[str], None]
-Advance = Callable[[int], None]
 
 
-def job_of(encoder: Encoder, bundle: Path, corpus: Corpus, **chosen: object) -> Job:
+def job_of(described: Described, bundle: Path, corpus: Corpus, **chosen: object) -> Job:
     """Return what decides the content of the folder; ``chosen``: the fields that a user chooses."""
-    described = {
-        "bundle": encoder.manifest.name,
+    manifest = load_manifest(bundle)
+    found = {
+        "bundle": manifest.name,
         "bundle_sha256": sha256_of(bundle / MANIFEST_NAME),
         "bundle_path": str(bundle.resolve()),
-        "precision": encoder.precision,
-        "backend": encoder.backend_name,
-        "device": encoder.device,
-        "similarity": encoder.manifest.similarity,
-        "max_length": encoder.max_length,
+        "similarity": manifest.similarity,
         "text_column": corpus.columns.text,
         "id_column": corpus.columns.id,
         "input_format": corpus.kind,
         "inputs": corpus.files(),
     }
-    return msgspec.convert(described | chosen, Job)
+    return msgspec.convert(found | described._asdict() | chosen, Job)
 
 
 def embed_corpus(
-    encoder: Encoder,
+    embedder: Embedder,
     corpus: Corpus,
     folder: ShardFolder,
     job: Job,
@@ -70,17 +64,14 @@ def embed_corpus(
             return manifest_of(job, done)
         shards: list[Shard] = []
         with _bad_rows_file(bad_rows) as note:
-            for number, passages in enumerate(_portions(corpus.passages(), job.shard_rows)):
-                good = [passage for passage in passages if passage.text is not None]
-                for passage in passages:
-                    if passage.text is None:
-                        note(passage)
-                if number < len(done):
-                    shards.append(_same(done[number], passages, good))
-                    advance(len(passages))
-                else:
-                    shards.append(_embedded(encoder, folder, job, number, passages, good, advance))
-                    folder.save(manifest_of(job, shards))
+            source = _noted(portions(corpus.passages(), job.shard_rows), note)
+            for portion in islice(source, len(done)):
+                shards.append(_same(done[portion.number], portion))
+                advance(portion.rows)
+            # Mapped, so that a shard's vectors are gone while the next ones are computed.
+            for shard in map(partial(_written, folder, job), embedder.embed(source, advance)):
+                shards.append(shard)
+                folder.save(manifest_of(job, shards))
             if not shards:
                 raise InputError(f"there is not one row in: {', '.join(corpus.names)}.")
             if len(shards) < len(done):
@@ -139,26 +130,18 @@ def _differences(found: Job, asked: Job) -> list[str]:
     return lines + (["the input has changed"] if contents(found) != contents(asked) else [])
 
 
-def _portions(passages: Iterable[Passage], rows: int) -> Iterator[list[Passage]]:
-    """Yield the rows of each shard."""
-    portion: list[Passage] = []
-    characters = 0
-    for passage in passages:
-        portion.append(passage)
-        characters += len(passage.text or "")
-        if len(portion) == rows or characters >= SHARD_CHARACTERS:
-            yield portion
-            portion, characters = [], 0
-    if portion:
+def _noted(source: Iterable[Portion], note: Callable[[Passage], None]) -> Iterator[Portion]:
+    """Yield the portions, and note the rows that cannot be used as they are read."""
+    for portion in source:
+        for passage in portion.bad:
+            note(passage)
         yield portion
 
 
-def _same(shard: Shard, passages: list[Passage], good: list[Passage]) -> Shard:
+def _same(shard: Shard, portion: Portion) -> Shard:
     """Return the shard if these are the rows it was made from."""
-    if shard.input_rows != len(passages) or shard.input_sha256 != _sha256(good):
-        raise _changed(
-            f"{shard.file} was made from other rows than those up to {passages[-1].place}"
-        )
+    if shard.input_rows != portion.rows or shard.input_sha256 != portion.sha256:
+        raise _changed(f"{shard.file} was made from other rows than those up to {portion.end}")
     return shard
 
 
@@ -168,50 +151,19 @@ def _changed(why: str) -> InputError:
     )
 
 
-def _sha256(good: list[Passage]) -> str:
-    return texts_sha256([p.key for p in good], [p.text or "" for p in good])
-
-
-def _embedded(
-    encoder: Encoder,
-    folder: ShardFolder,
-    job: Job,
-    number: int,
-    passages: list[Passage],
-    good: list[Passage],
-    advance: Advance,
-) -> Shard:
+def _written(folder: ShardFolder, job: Job, embedded: Embedded) -> Shard:
     """Write one shard and return its entry."""
-    options: EncodeOptions = {
-        "normalize_embeddings": job.normalize,
-        "prompt_name": job.prompt_name,
-        "truncate": job.truncate,
-        "truncate_dim": job.dimension,
-    }
-    cut = encoder.truncated_texts
-    try:
-        vectors = encoder.encode(_told([p.text or "" for p in good], advance), **options)
-    except InputError as error:
-        raise InputError(f"{error} (Text 0 is {good[0].place}.)") from None
-    advance(len(passages) - len(good))
-    path = folder.write(number, [p.key for p in good], vectors, job)
+    portion, vectors, truncated_texts = embedded
+    path = folder.write(portion.number, portion.keys, vectors, job)
     return Shard(
         file=path.name,
-        rows=len(good),
-        bad_rows=len(passages) - len(good),
-        truncated_texts=encoder.truncated_texts - cut,
+        rows=len(portion.good),
+        bad_rows=len(portion.bad),
+        truncated_texts=truncated_texts,
         sha256=sha256_of(path),
         size_bytes=path.stat().st_size,
-        input_sha256=_sha256(good),
+        input_sha256=portion.sha256,
     )
-
-
-def _told(texts: list[str], advance: Advance) -> Iterator[str]:
-    """Yield the texts, and tell of them as they are taken."""
-    for start in range(0, len(texts), 256):
-        part = texts[start : start + 256]
-        yield from part
-        advance(len(part))
 
 
 @contextmanager

@@ -1,0 +1,124 @@
+"""`corom embed -o FOLDER`: a corpus to a folder of shards, computed here or by Ray's workers."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import click
+
+from .cli_options import say_cut
+from .corpus import Corpus
+from .embedder import Embedder, LocalEmbedder
+from .embedding_job import SHARD_ROWS, embed_corpus, job_of, refuse_bad_rows
+from .encoder import Encoder
+from .errors import InputError
+from .late_encoder import LateEncoder
+from .manifest import load_manifest
+from .options import EncodeOptions
+from .progress import progress_bar
+from .shards import ShardFolder
+from .writers import SUFFIXES
+
+
+class FolderOptions(NamedTuple):
+    """What is chosen for a folder of shards, and means nothing elsewhere; None: not chosen."""
+
+    dtype: str | None
+    shard_rows: int | None
+    bad_rows: Path | None
+    engine: Literal["local", "ray"] | None
+    num_workers: int | None
+
+    def refuse_elsewhere(self) -> None:
+        """Raise if one is given although no folder is written."""
+        given = [f"--{name.replace('_', '-')}" for name, value in self._asdict().items() if value]
+        if given:
+            raise click.UsageError(f"{', '.join(given)} is for a folder: -o FOLDER.")
+
+
+def to_folder(
+    bundle: Path,
+    encoder_options: dict[str, Any],
+    corpus: Corpus,
+    output: Path,
+    chosen: FolderOptions,
+    options: EncodeOptions,
+) -> None:
+    """Write the vectors of a corpus to a folder, or go on where an earlier run stopped."""
+    if chosen.num_workers and chosen.engine != "ray":
+        raise click.UsageError("--num-workers is for --engine ray.")
+    _refuse_other_files(output)
+    folder = ShardFolder(output)
+    manifest = load_manifest(bundle)
+    with _opened(bundle, encoder_options, chosen, options) as embedder:
+        described = embedder.described
+        click.echo(f"{manifest.name}: {described.choice}", err=True)
+        normalize = options["normalize_embeddings"]
+        job = job_of(
+            described,
+            bundle,
+            corpus,
+            dtype=chosen.dtype or "float32",
+            normalize=manifest.normalize if normalize is None else normalize,
+            prompt_name=options["prompt_name"],
+            truncate=options["truncate"],
+            shard_rows=chosen.shard_rows or SHARD_ROWS,
+        )
+        rows = None
+        if corpus.can_be_read_twice:
+            with bar("reading", None) as advance:
+                survey = corpus.survey(advance)
+            if survey.first_bad is not None and chosen.bad_rows is None:
+                raise refuse_bad_rows(survey.first_bad, survey.bad_rows, survey.rows)
+            rows = survey.rows
+        with bar("rows", rows) as advance:
+            done = embed_corpus(
+                embedder,
+                corpus,
+                folder,
+                job,
+                bad_rows=chosen.bad_rows,
+                say=_say,
+                advance=advance,
+            )
+    left_out = f", {done.bad_rows:,} rows left out → {chosen.bad_rows}" * bool(done.bad_rows)
+    _say(
+        f"{done.rows:,} vectors of {described.dimension} in {len(done.shards)} shards → {output}"
+        f"{left_out}"
+    )
+    say_cut(done.truncated_texts, described.max_length)
+
+
+@contextmanager
+def _opened(
+    bundle: Path, encoder_options: dict[str, Any], chosen: FolderOptions, options: EncodeOptions
+) -> Iterator[Embedder]:
+    if chosen.engine == "ray":
+        from .embedder_ray import ray_embedder
+
+        late = LateEncoder.of(bundle, **encoder_options)
+        with ray_embedder(late, options, chosen.num_workers, _say) as workers:
+            yield workers
+    else:
+        with Encoder(bundle, **encoder_options) as encoder:
+            yield LocalEmbedder(encoder, options)
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _refuse_other_files(output: Path) -> None:
+    known = f"a folder, or must end in one of: {', '.join(SUFFIXES)}"
+    if output.is_file() or (output.suffix and not output.is_dir()):
+        raise InputError(f"output '{output}' must be {known}.")
+    if not output.absolute().parent.is_dir():
+        raise InputError(f"there is no folder '{output.parent}' to make '{output.name}' in.")
+
+
+def bar(label: str, total: int | None, *, show: bool = True) -> Any:  # noqa: ANN401
+    """Return a progress bar, shown where stderr is a terminal."""
+    shown = show and sys.stderr is not None and sys.stderr.isatty()
+    return progress_bar(label, total, show=shown)

@@ -1,0 +1,93 @@
+"""The seam between a job and who computes its vectors: this process, or the workers of Ray."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, Protocol
+
+from .encoder import Encoder
+from .errors import InputError
+from .options import EncodeOptions
+from .portions import Portion
+from .vectors import Vectors
+
+Advance = Callable[[int], None]
+Say = Callable[[str], None]
+
+
+class Described(NamedTuple):
+    """What decides, beside the bundle and the texts, which vectors come out."""
+
+    precision: str
+    backend: str
+    device: str
+    max_length: int
+    dimension: int
+
+    @property
+    def choice(self) -> str:
+        """What executes, in words."""
+        return f"{self.precision} by {self.backend} on {self.device}"
+
+
+class Embedded(NamedTuple):
+    """A portion and the vectors (N, H) of its texts that can be used."""
+
+    portion: Portion
+    vectors: Vectors
+    truncated_texts: int
+
+
+class Embedder(Protocol):
+    """Turns portions into vectors."""
+
+    described: Described
+
+    def embed(self, portions: Iterable[Portion], advance: Advance) -> Iterator[Embedded]:
+        """Yield the portions with their vectors, in order, some of them read ahead at most.
+
+        ``advance`` is told how many more rows are done. Raises ``InputError`` for a text that the
+        options refuse.
+        """
+        ...
+
+
+class LocalEmbedder:
+    """Computes in this process, one portion after the other."""
+
+    def __init__(self, encoder: Encoder, options: EncodeOptions) -> None:
+        self._encoder, self._options = encoder, options
+        self.described = describe(encoder, options)
+
+    def embed(self, portions: Iterable[Portion], advance: Advance) -> Iterator[Embedded]:
+        """Yield the portions with their vectors, in order; no portion is read ahead."""
+        for portion in portions:
+            yield self._embedded(portion, advance)
+
+    def _embedded(self, portion: Portion, advance: Advance) -> Embedded:
+        cut = self._encoder.truncated_texts
+        try:
+            vectors = self._encoder.encode(_told(portion.texts, advance), **self._options)
+        except InputError as error:
+            raise at_its_place(error, portion) from None
+        advance(len(portion.bad))
+        return Embedded(portion, vectors, self._encoder.truncated_texts - cut)
+
+
+def describe(encoder: Encoder, options: EncodeOptions) -> Described:
+    """Return what an encoder is; raises ``InputError`` for options that cannot be."""
+    dimension = encoder.encode([], **options).shape[1]
+    return Described(
+        encoder.precision, encoder.backend_name, encoder.device, encoder.max_length, dimension
+    )
+
+
+def at_its_place(error: InputError, portion: Portion) -> InputError:
+    """Return the error of a text with where its portion begins."""
+    return InputError(f"{error} (Text 0 is {portion.good[0].place}.)")
+
+
+def _told(texts: list[str], advance: Advance) -> Iterator[str]:
+    """Yield the texts, and tell of them as they are taken."""
+    for start in range(0, len(texts), 256):
+        part = texts[start : start + 256]
+        yield from part
+        advance(len(part))

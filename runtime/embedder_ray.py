@@ -1,0 +1,237 @@
+"""The workers of Ray: each holds one encoder and computes whole portions; this process writes them.
+
+A worker that dies is started again and its portions are computed again, on whatever machine.
+"""
+
+import logging
+import os
+import signal
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+from .cpus import available_cpus
+from .embedder import Advance, Described, Embedded, Say, at_its_place, describe
+from .errors import CoromError, InputError, UnavailableError, missing_extra
+from .late_encoder import LateEncoder
+from .options import EncodeOptions
+from .portions import Portion
+from .vectors import Vectors
+
+PORTIONS_A_WORKER = 2
+"""Portions that a worker has: the one it computes, and the next."""
+RETRIES = 3
+"""How often a portion is computed again whose worker died: it may be what kills them."""
+PATIENCE_S = 30
+"""After so long the user is told that workers do not start."""
+
+
+class Machine(NamedTuple):
+    """What a machine of the cluster has for workers."""
+
+    cpus: int
+    gpus: int
+
+
+class Team(NamedTuple):
+    """How many workers there are, and what each takes of its machine."""
+
+    workers: int
+    threads: int
+    gpus: int
+
+
+class Worker:
+    """Runs in a process of its own, an actor of Ray. Opens its encoder when first asked."""
+
+    def __init__(self, late: LateEncoder, options: EncodeOptions) -> None:
+        self._late, self._options = late, options
+
+    def describe(self) -> Described:
+        """Return what this worker's encoder is."""
+        return describe(self._late.encoder(), self._options)
+
+    def encode(self, texts: list[str], expected: Described) -> tuple[Vectors, int]:
+        """Return the vectors (N, H) and how many texts were cut.
+
+        Raises ``UnavailableError`` if a worker started on another machine has another encoder.
+        """
+        if (found := self.describe()) != expected:
+            raise _differ(expected, found)
+        encoder = self._late.encoder()
+        cut = encoder.truncated_texts
+        vectors = encoder.encode(texts, **self._options)
+        return vectors, encoder.truncated_texts - cut
+
+
+class RayEmbedder:
+    """Gives portions to workers, at most ``PORTIONS_A_WORKER`` to each, and collects in order."""
+
+    def __init__(
+        self, team: Team, late: LateEncoder, options: EncodeOptions, say: Say = lambda _line: None
+    ) -> None:
+        self._ray: Any = import_module("ray")
+        actor = self._ray.remote(
+            num_cpus=team.threads,
+            num_gpus=team.gpus,
+            max_restarts=-1,
+            max_task_retries=RETRIES,
+        )(Worker)
+        self._workers = [actor.remote(late, options) for _ in range(team.workers)]
+        self.described = self._opened(say)
+
+    def embed(self, portions: Iterable[Portion], advance: Advance) -> Iterator[Embedded]:
+        """Yield the portions with their vectors, in order; some are read ahead."""
+        free = deque(self._workers * PORTIONS_A_WORKER)
+        most = 2 * len(free)  # so that a slow worker does not keep the others waiting
+        busy: dict[Any, Any] = {}
+        flight: deque[tuple[Portion, Any]] = deque()
+        for portion in portions:
+            if len(flight) == most:
+                yield self._next(flight, advance)
+            while not free:
+                for done in self._ray.wait(list(busy))[0]:
+                    free.append(busy.pop(done))
+            worker = free.popleft()
+            reference = worker.encode.remote(portion.texts, self.described)
+            busy[reference] = worker
+            flight.append((portion, reference))
+        while flight:
+            yield self._next(flight, advance)
+
+    def _next(self, flight: deque[tuple[Portion, Any]], advance: Advance) -> Embedded:
+        portion, reference = flight.popleft()
+        try:
+            vectors, truncated_texts = self._got(reference)
+        except InputError as error:
+            raise at_its_place(error, portion) from None
+        advance(portion.rows)
+        return Embedded(portion, vectors, truncated_texts)
+
+    def _opened(self, say: Say) -> Described:
+        """Wait until every worker has its encoder; returns what they are."""
+        waiting = [worker.describe.remote() for worker in self._workers]
+        opened: list[Described] = []
+        while waiting:
+            done, waiting = self._ray.wait(waiting, timeout=PATIENCE_S)
+            opened += map(self._got, done)
+            if not done:
+                say(f"{len(waiting)} of {len(self._workers)} workers wait for the cluster's CPUs.")
+        for other in opened:
+            if other != opened[0]:
+                raise _differ(opened[0], other)
+        return opened[0]
+
+    def _got(self, reference: Any) -> Any:  # noqa: ANN401
+        """Return what a worker returned, or raise what it raised."""
+        failures = self._ray.exceptions
+        try:
+            return self._ray.get(reference)
+        except failures.RayTaskError as error:
+            if isinstance(error.cause, CoromError | OSError):
+                raise error.cause from None
+            raise
+        except failures.RayError as error:
+            raise UnavailableError(
+                f"a worker died {RETRIES + 1} times over the same rows, or cannot be reached: "
+                f"{str(error).splitlines()[0]} If memory ran out: fewer --num-workers, or fewer "
+                "--shard-rows."
+            ) from None
+
+
+@contextmanager
+def ray_embedder(
+    late: LateEncoder, options: EncodeOptions, num_workers: int | None, say: Say
+) -> Iterator[RayEmbedder]:
+    """Yield the workers of the cluster, or of one that is started on this machine for this block.
+
+    ``num_workers`` None takes one on each machine, or on each GPU where there are any and the
+    encoder's device is not "cpu". Threads are divided among the workers of a machine.
+    """
+    asked = dict(late.options)
+    with _connected(say) as machines:
+        team = plan_team(machines, num_workers, asked.get("threads"), asked.get("device", "auto"))
+        say(f"workers: {team.workers}, threads of each: {team.threads}.")
+        options_of_all = tuple(sorted((asked | {"threads": team.threads}).items()))
+        yield RayEmbedder(team, late._replace(options=options_of_all), options, say)
+
+
+def plan_team(
+    machines: Sequence[Machine], num_workers: int | None, threads: int | None, device: str
+) -> Team:
+    """Return how many workers of how many threads a cluster takes.
+
+    Raises ``InputError`` for more than fit, ``UnavailableError`` for a GPU where there is none.
+    """
+    with_gpus = [machine for machine in machines if machine.gpus]
+    if device == "cuda" and not with_gpus:
+        raise UnavailableError("no machine of the Ray cluster has a GPU. Use --device cpu.")
+    gpus = int(bool(with_gpus) and device != "cpu")
+    usable = [machine for machine in (with_gpus if gpus else machines) if machine.cpus]
+    if not usable:
+        raise UnavailableError("no machine of the Ray cluster has a CPU for workers.")
+    slots = sum(machine.gpus for machine in usable) if gpus else len(usable)
+    workers = num_workers or slots
+    if threads is None:
+        together = -(-workers // len(usable))  # on one machine
+        threads = max(1, min(machine.cpus for machine in usable) // together)
+    fits = [min(m.cpus // threads, m.gpus) if gpus else m.cpus // threads for m in usable]
+    if workers > sum(fits):
+        found = ", ".join(f"{m.cpus} CPUs" + f" and {m.gpus} GPUs" * gpus for m in usable)
+        raise InputError(
+            f"{workers} workers of {threads} threads{' and a GPU each' * gpus} do not fit; the "
+            f"cluster's machines have: {found}. Give fewer --num-workers or --threads."
+        )
+    return Team(workers, threads, gpus)
+
+
+@contextmanager
+def _connected(say: Say) -> Iterator[list[Machine]]:
+    """Join the cluster that there is, or start one; yields its machines."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if find_spec("ray") is None:
+        raise missing_extra("ray", "ray", "--engine ray")
+    ray: Any = import_module("ray")
+    terminate = signal.getsignal(signal.SIGTERM)
+    try:
+        _join_or_start(ray, say)
+        signal.signal(signal.SIGTERM, terminate)  # Ray put its own in place
+        yield [
+            Machine(int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0)))
+            for node in ray.nodes()
+            if node["Alive"]
+        ]
+    finally:
+        ray.shutdown()
+
+
+def _join_or_start(ray: Any, say: Say) -> None:  # noqa: ANN401
+    """Join the cluster of RAY_ADDRESS or of `ray start`; start one if there is neither.
+
+    Not address="auto": it would also join what another job started for itself, and end with it.
+    """
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        ray.init(num_cpus=available_cpus(), include_dashboard=False, **quiet)
+    except ValueError:  # there is a cluster: it has the CPUs it has
+        pass
+    else:
+        say("There is no Ray cluster; one was started on this machine.")
+        return
+    try:
+        ray.init(**quiet)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UnavailableError(
+            f"the Ray cluster that RAY_ADDRESS or `ray start` names cannot be reached: {error}. "
+            "Unset RAY_ADDRESS, or run: ray stop. Without a cluster one is started here."
+        ) from None
+
+
+def _differ(one: Described, other: Described) -> UnavailableError:
+    return UnavailableError(
+        f"the machines of the cluster do not run the same: {one.choice} here, {other.choice} "
+        "there. Say which with --backend, --device and --precision."
+    )
