@@ -4,7 +4,7 @@ Closed loop: each caller asks for its next text when it has the last one's vecto
 wait for `submit` and by tasks that await `aencode`. Rounds with `Encoder.encode` on the same texts
 in one call alternate with them, so that noise of the machine meets both.
 
-Run: python -m corom.benchmarks.callers BUNDLE TEXTS_FILE [CALLERS] [SECONDS]
+Run: python -m corom.benchmarks.callers BUNDLE TEXTS_FILE [CALLERS] [SECONDS] [WORKERS]
 """
 
 import asyncio
@@ -69,7 +69,9 @@ def by_tasks(batcher: DynamicBatcher, texts: list[str], callers: int) -> list[fl
     return seconds
 
 
-def measure(bundle: str, texts: list[str], callers: int, seconds: float) -> dict[str, Any]:
+def measure(
+    bundle: str, texts: list[str], callers: int, seconds: float, workers: int
+) -> dict[str, Any]:
     """Return the offline rate, and for each kind of caller rate, share of it and latency."""
     kinds: dict[str, Callable[[DynamicBatcher, list[str], int], list[float]]]
     kinds = {"threads": by_threads, "tasks": by_tasks}
@@ -77,7 +79,7 @@ def measure(bundle: str, texts: list[str], callers: int, seconds: float) -> dict
     took: dict[str, list[float]] = {kind: [] for kind in kinds}
     rates: dict[str, list[float]] = {kind: [] for kind in kinds}
     end = time.perf_counter() + seconds
-    with Encoder(bundle) as encoder, DynamicBatcher(encoder) as batcher:
+    with Encoder(bundle, workers=workers) as encoder, DynamicBatcher(encoder) as batcher:
         encoder.encode(texts[:64])
         while time.perf_counter() < end:
             start = time.perf_counter()
@@ -89,7 +91,8 @@ def measure(bundle: str, texts: list[str], callers: int, seconds: float) -> dict
                 rates[kind].append(len(durations) / (time.perf_counter() - start))
                 took[kind] += durations
         counters = batcher.counters()
-    result: dict[str, Any] = {"offline_per_s": round(median(offline), 1)}
+    result: dict[str, Any] = {"callers": callers, "workers": workers}
+    result["offline_per_s"] = round(median(offline), 1)
     for kind in kinds:
         shares = [rate / best for rate, best in zip(rates[kind], offline, strict=True)]
         result[kind] = {
@@ -104,7 +107,8 @@ def measure(bundle: str, texts: list[str], callers: int, seconds: float) -> dict
 
 
 if __name__ == "__main__":
-    bundle, file, callers, seconds = [*sys.argv[1:], "64", "40"][:4]
+    bundle, file, *numbers = sys.argv[1:]
+    callers, seconds, workers = [*map(int, numbers), *(64, 40, 1)[len(numbers) :]]
     lines = Path(file).read_text("utf-8").splitlines()
-    result = measure(bundle, lines, int(callers), float(seconds))
+    result = measure(bundle, lines, callers, seconds, workers)
     print(json.dumps({"benchmark": "callers", **result, **describe_machine()}))  # noqa: T201
