@@ -1,0 +1,162 @@
+"""Contestants in one sitting: each checked against the reference first, then timed in turns."""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from corom.runtime.parity import row_cosines
+from corom.runtime.vectors import Vectors
+
+from .contestants import BATCHES, COSINE_MIN, Contestant
+from .peer_environment import ensure_environment
+from .peer_process import PeerError, PeerProcess, worker_command
+
+RUNG = [sys.executable, "-m", "corom.benchmarks.rung_worker"]
+WARM_TEXTS = 64
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What is the same for all: folders by layout, threads, tokens a text is cut to, pooling."""
+
+    folders: Mapping[str, Path]
+    threads: int
+    max_length: int
+    pooling: str
+    dimension: int
+
+    def job(self, contestant: Contestant) -> dict[str, Any]:
+        """Return what the contestant's worker is asked to open."""
+        return {
+            "kind": contestant.kind,
+            "folder": str(self.folders[contestant.layout].resolve()),
+            "threads": self.threads,
+            "max_length": self.max_length,
+            "pooling": self.pooling,
+            "dimension": self.dimension,
+            **contestant.job,
+        }
+
+
+@dataclass
+class Entry:
+    """A contestant and what became of it: figures a round, or why there are none."""
+
+    contestant: Contestant
+    process: PeerProcess | None = None
+    failure: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    cosine_min: float | None = None
+    batch: int | None = None
+    latencies: list[list[float]] = field(default_factory=list)
+    """Seconds of each text alone, for each round."""
+    rates: list[float] = field(default_factory=list)
+    """Texts a second, for each round."""
+
+    def give_up(self, error: PeerError) -> None:
+        """Take no further part; what was measured does not count."""
+        self.failure = str(error)
+        if self.process is not None:
+            self.process.close()
+            self.process = None
+
+
+@contextmanager
+def entered(
+    contestants: Sequence[Contestant], conditions: Conditions, say: Callable[[str], None]
+) -> Iterator[list[Entry]]:
+    """Install, prepare and open each contestant; what fails is in its entry, the rest goes on."""
+    entries = [Entry(contestant) for contestant in contestants]
+    try:
+        for entry in entries:
+            say(entry.contestant.name)
+            try:
+                _open(entry, conditions)
+            except PeerError as error:
+                entry.give_up(error)
+                say(f"{entry.contestant.name} takes no part: {error}")
+        yield entries
+    finally:
+        for entry in entries:
+            if entry.process is not None:
+                entry.process.close()
+
+
+def _open(entry: Entry, conditions: Conditions) -> None:
+    contestant, job = entry.contestant, conditions.job(entry.contestant)
+    command: Sequence[str | Path] = RUNG
+    if contestant.environment is not None:
+        command = worker_command(ensure_environment(contestant.environment))
+    if contestant.prepare:
+        with PeerProcess(command, conditions.threads) as process:
+            process.ask("prepare", **job)
+    entry.process = PeerProcess(command, conditions.threads)
+    entry.versions = entry.process.ask("open", **job)["versions"]
+
+
+def check(entries: Sequence[Entry], texts: list[str], expected: Vectors) -> None:
+    """Measure each contestant's cosine to the reference; who is too far off is not timed."""
+
+    def compare(entry: Entry, process: PeerProcess) -> None:
+        found = process.vectors(texts)
+        if found.shape != expected.shape:
+            raise PeerError(f"its vectors are {found.shape}, the reference's {expected.shape}.")
+        entry.cosine_min = float(row_cosines(expected, found).min())
+        floor = COSINE_MIN[entry.contestant.precision]
+        if not entry.cosine_min >= floor:
+            raise PeerError(
+                f"its vectors are not the reference's: cosine {entry.cosine_min:.4f}, "
+                f"at least {floor} is expected."
+            )
+
+    _each(entries, compare)
+
+
+def warm(entries: Sequence[Entry], texts: list[str]) -> None:
+    """Let every contestant see the kind of texts, and every peer find its best batch."""
+
+    def choose(entry: Entry, process: PeerProcess) -> None:
+        process.ask("latency", texts=texts[:WARM_TEXTS])
+        if entry.contestant.ours:
+            process.ask("throughput", texts=texts)
+            return
+        seconds = {}
+        for batch in (BATCHES[0], *BATCHES):  # the first call of all is no measure
+            seconds[batch] = process.ask("throughput", texts=texts, batch=batch)["seconds"]
+        entry.batch = min(seconds, key=seconds.__getitem__)
+
+    _each(entries, choose)
+
+
+def play(
+    entries: Sequence[Entry],
+    latency_texts: list[str],
+    texts: list[str],
+    rounds: int,
+    after_round: Callable[[], None],
+) -> None:
+    """Time every contestant once a round, in another order each round."""
+
+    def measure(entry: Entry, process: PeerProcess) -> None:
+        entry.latencies.append(process.ask("latency", texts=latency_texts)["seconds"])
+        answer = process.ask("throughput", texts=texts, batch=entry.batch)
+        entry.rates.append(len(texts) / answer["seconds"])
+
+    for number in range(rounds):
+        order = np.random.default_rng(number).permutation(len(entries)).tolist()
+        _each([entries[row] for row in order], measure)
+        after_round()
+
+
+def _each(entries: Sequence[Entry], act: Callable[[Entry, PeerProcess], None]) -> None:
+    for entry in entries:
+        if entry.process is not None:
+            try:
+                act(entry, entry.process)
+            except PeerError as error:
+                entry.give_up(error)

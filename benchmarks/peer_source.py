@@ -1,0 +1,76 @@
+"""SOURCE of `corom bench peers`: the checkpoint that all get, its reference vectors, its bundle."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from corom.export.checkpoint import Checkpoint, load_checkpoint
+from corom.export.reference import Reference, reference_token_ids
+from corom.export.sources import ResolvedSource, resolve_source
+from corom.runtime.errors import CoromError, InputError
+from corom.runtime.manifest import Pooling, load_manifest
+from corom.runtime.vectors import Vectors
+
+from .gpu_models import SHAPES, random_checkpoint
+
+DEMO = "demo"
+
+
+def peer_checkpoint(source: str, pooling: Pooling, work: Path) -> Checkpoint:
+    """Return the checkpoint of SOURCE with this pooling; a name of ``SHAPES`` is made in ``work``.
+
+    Random weights get the demo's vocabulary, so that texts have as many tokens as there.
+    """
+    if source in SHAPES:
+        folder = work / source
+        if not (folder / "config.json").exists():
+            random_checkpoint(folder, SHAPES[source], resolve_source(DEMO).folder)
+        resolved = ResolvedSource(folder, f"{source}, seeded random weights")
+    else:
+        resolved = resolve_source(source)
+    return replace(load_checkpoint(resolved), pooling=pooling, normalize=False)
+
+
+def reference_vectors(checkpoint: Checkpoint, texts: list[str], max_length: int) -> Vectors:
+    """Return what transformers gives the texts, tokenizing by itself."""
+    return Reference(checkpoint).vectors(token_ids(checkpoint, texts, max_length))
+
+
+def token_ids(checkpoint: Checkpoint, texts: list[str], max_length: int) -> list[list[int]]:
+    """Return the ids of the texts, cut to ``max_length``, special tokens included."""
+    return reference_token_ids(checkpoint.folder, texts, max_length)
+
+
+def peer_bundle(
+    checkpoint: Checkpoint, bundle: Path, max_length: int, precisions: Sequence[str]
+) -> Path:
+    """Export the checkpoint in a process of its own, where torch's memory ends with it.
+
+    Raises ``CoromError`` with the exporter's own words if it fails.
+    """
+    # corom's main reads the command line, so nothing has to be on the PATH.
+    program = "from corom.runtime.cli import main; main()"
+    command = [sys.executable, "-c", program, "export", str(checkpoint.folder), "-o", str(bundle)]
+    command += ["--pooling", checkpoint.pooling, "--no-normalize", "--overwrite"]
+    command += ["--max-length", str(max_length)]
+    for precision in precisions:
+        command += ["--precision", precision]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise CoromError(f"corom export ended with {result.returncode}: {result.stderr}")
+    return bundle
+
+
+def require_same(bundle: Path, checkpoint: Checkpoint) -> Path:
+    """Return the bundle; raises ``InputError`` unless it was made of the checkpoint."""
+    manifest = load_manifest(bundle)
+    if manifest.source.weights_sha256 != checkpoint.weights_sha256:
+        raise InputError(f"'{bundle}' was made of other weights than SOURCE has.")
+    if manifest.pooling != checkpoint.pooling:
+        raise InputError(
+            f"'{bundle}' has pooling '{manifest.pooling}', but '{checkpoint.pooling}' is compared. "
+            f"Say --pooling {manifest.pooling}, or leave --bundle out."
+        )
+    return bundle

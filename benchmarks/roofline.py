@@ -1,0 +1,45 @@
+"""How much of the machine's rate of matrix products text→vector reaches, measured in one run."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from corom.export.checkpoint import Checkpoint
+
+from .figures import Spread, spread
+from .flops import EncoderShape, texts_flops
+from .gemm import ROOFS, Rate, Roof, gemm_rates
+
+
+class Roofline:
+    """Measures the roof between the rounds, under the conditions the contestants have."""
+
+    def __init__(self, checkpoint: Checkpoint, lengths: Sequence[int], threads: int) -> None:
+        config = checkpoint.config
+        self.shape = EncoderShape(
+            config.hidden, config.layers, config.intermediate, checkpoint.pooling == "cls"
+        )
+        self.flops_per_text = texts_flops(self.shape, lengths) / len(lengths)
+        self._threads = threads
+        self._found: dict[Roof, list[Rate]] = {roof: [] for roof in ROOFS}
+
+    def measure(self) -> None:
+        """Measure the rate of every precision once more."""
+        for roof, rate in gemm_rates(self.shape, self._threads).items():
+            self._found[roof].append(rate)
+
+    def share(self, roof: Roof, texts_per_second: Sequence[float]) -> Spread:
+        """Return reached ÷ possible, round by round: both of a round share its noise."""
+        rates = zip(texts_per_second, self._found[roof], strict=True)
+        return spread([rate * self.flops_per_text / (top.gflops * 1e9) for rate, top in rates])
+
+    def described(self) -> dict[str, Any]:
+        """Return the measured rates, in billions of operations a second, ready for JSON."""
+        rates = {
+            roof: {**spread([r.gflops for r in found])._asdict(), "by": max(found).by}
+            for roof, found in self._found.items()
+        }
+        return {
+            "shape": self.shape._asdict(),
+            "flops_per_text": self.flops_per_text,
+            "gemm_gflops": rates,
+        }
