@@ -110,8 +110,11 @@ def calls_of(texts: list[str], batch: int) -> list[Any]:
 
 def described(served: Served, batch: int) -> dict[str, Any]:
     """Return the figures of a load."""
-    rate = len(served.latencies) * batch / served.elapsed
-    return {**figures.latency(served.latencies)._asdict(), "texts_per_second": rate}
+    found: dict[str, Any] = {"refused": served.refused, "texts_per_second": 0.0, "samples": 0}
+    if served.latencies:
+        found |= figures.latency(served.latencies)._asdict()
+        found["texts_per_second"] = len(served.latencies) * batch / served.elapsed
+    return found
 
 
 def first_calls(encoder: Encoder, texts: list[str]) -> dict[str, Any] | None:
@@ -153,8 +156,9 @@ def first_calls(encoder: Encoder, texts: list[str]) -> dict[str, Any] | None:
 
 def table(loads: dict[str, Any], unseen: dict[str, Any] | None) -> str:
     """Return the figures of all loads as a table."""
-    columns = ("p50_us", "p95_us", "p99_us", "p999_us", "texts_per_second", "samples")
-    header = ("load", "p50 µs", "p95 µs", "p99 µs", "p99.9 µs", "texts/s", "calls")
+    tail = ("p50_us", "p95_us", "p99_us", "p999_us")
+    columns = (*tail, "texts_per_second", "samples", "refused")
+    header = ("load", "p50 µs", "p95 µs", "p99 µs", "p99.9 µs", "texts/s", "calls", "refused")
     named = dict(loads)
     for name in ("first", "again"):
         if unseen is not None:

@@ -15,6 +15,8 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from corom.runtime.errors import Overloaded
+
 Seconds = npt.NDArray[np.float64]
 Arrivals = Literal["poisson", "fixed"]
 Request = TypeVar("Request")
@@ -28,10 +30,14 @@ class Clock(NamedTuple):
 
 
 class Served(NamedTuple):
-    """What became of a load: the latency of each request, and how long all took, in seconds."""
+    """What became of a load: the latency of each request, and how long all took, in seconds.
+
+    ``refused``: requests that found the queue full; they have no latency.
+    """
 
     latencies: list[float]
     elapsed: float
+    refused: int = 0
 
 
 def arrival_times(arrivals: Arrivals, rate: float, count: int, seed: int = 0) -> Seconds:
@@ -94,7 +100,7 @@ def open_loop_submitted(
 ) -> Served:
     """Submit a request at each time of ``arrivals`` without waiting for answers.
 
-    Raises what a request failed with.
+    Raises what a request failed with; one that is refused because the queue is full is counted.
     """
     # A future's result can be had before its callbacks have run, so these are waited for.
     ended: SimpleQueue[tuple[int, float]] = SimpleQueue()
@@ -102,19 +108,23 @@ def open_loop_submitted(
     def note(row: int) -> Callable[[object], None]:
         return lambda _future: ended.put((row, time.perf_counter() - begin))
 
-    futures = []
+    futures = {}
     begin = time.perf_counter()
     for row, arrival in enumerate(arrivals.tolist()):
         if (wait := begin + arrival - time.perf_counter()) > 0:
             time.sleep(wait)
-        future = submit(requests[row % len(requests)])
+        try:
+            future = submit(requests[row % len(requests)])
+        except Overloaded:
+            continue
         future.add_done_callback(note(row))
-        futures.append(future)
-    for future in futures:
+        futures[row] = future
+    for future in futures.values():
         future.result()
     ends = dict(ended.get() for _ in futures)
-    latencies = [ends[row] - arrival for row, arrival in enumerate(arrivals.tolist())]
-    return Served(latencies, max(ends.values()))
+    latencies = [ends[row] - arrivals[row] for row in futures]
+    elapsed = max(ends.values(), default=0.0)
+    return Served([float(seconds) for seconds in latencies], elapsed, len(arrivals) - len(futures))
 
 
 def closed_loop_callers(

@@ -10,7 +10,7 @@ from corom.export.checkpoint import Checkpoint, load_checkpoint
 from corom.export.reference import Reference, reference_token_ids
 from corom.export.sources import ResolvedSource, resolve_source
 from corom.runtime.errors import CoromError, InputError
-from corom.runtime.manifest import Pooling, load_manifest
+from corom.runtime.manifest import Manifest, Pooling, load_manifest
 from corom.runtime.vectors import Vectors
 
 from .gpu_models import SHAPES, random_checkpoint
@@ -18,12 +18,12 @@ from .gpu_models import SHAPES, random_checkpoint
 DEMO = "demo"
 
 
-def peer_checkpoint(source: str, pooling: Pooling, work: Path) -> Checkpoint:
+def peer_checkpoint(source: str, pooling: Pooling, work: Path | None = None) -> Checkpoint:
     """Return the checkpoint of SOURCE with this pooling; a name of ``SHAPES`` is made in ``work``.
 
     Random weights get the demo's vocabulary, so that texts have as many tokens as there.
     """
-    if source in SHAPES:
+    if work is not None and source in SHAPES:
         folder = work / source
         if not (folder / "config.json").exists():
             random_checkpoint(folder, SHAPES[source], resolve_source(DEMO).folder)
@@ -66,11 +66,19 @@ def peer_bundle(
 def require_same(bundle: Path, checkpoint: Checkpoint) -> Path:
     """Return the bundle; raises ``InputError`` unless it was made of the checkpoint."""
     manifest = load_manifest(bundle)
-    if manifest.source.weights_sha256 != checkpoint.weights_sha256:
-        raise InputError(f"'{bundle}' was made of other weights than SOURCE has.")
+    require_weights(manifest, checkpoint)
     if manifest.pooling != checkpoint.pooling:
         raise InputError(
             f"'{bundle}' has pooling '{manifest.pooling}', but '{checkpoint.pooling}' is compared. "
             f"Say --pooling {manifest.pooling}, or leave --bundle out."
         )
     return bundle
+
+
+def require_weights(manifest: Manifest, checkpoint: Checkpoint) -> None:
+    """Raise ``InputError`` unless a bundle was made of the checkpoint's weights."""
+    if manifest.source.weights_sha256 != checkpoint.weights_sha256:
+        raise InputError(
+            f"bundle '{manifest.name}' was made of {manifest.source.uri}, which has other weights "
+            f"than {checkpoint.uri}. Name what the bundle was made of."
+        )
