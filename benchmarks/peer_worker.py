@@ -19,6 +19,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -176,8 +177,9 @@ def serve(openers: dict[str, Callable[[dict[str, Any]], Opened]]) -> None:
         job = json.loads(line)
         try:
             if job["do"] == "open":
+                opener = openers[job["kind"]]
                 _limit_threads(job["threads"])
-                encode, packages = openers[job["kind"]](job)
+                encode, packages = opener(job)
                 answer: dict[str, Any] = {"versions": {p: metadata.version(p) for p in packages}}
             elif job["do"] == "prepare":
                 prepare_sentence_transformers(job)
@@ -214,18 +216,10 @@ def _limit_threads(threads: int) -> None:
     """Keep the process on as many CPUs as it may have threads, whatever its library does."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-    if "torch" in sys.modules or _has("torch"):
+    if find_spec("torch") is not None:
         import torch
 
         torch.set_num_threads(threads)
-
-
-def _has(package: str) -> bool:
-    try:
-        metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def _session(job: dict[str, Any]) -> Any:  # noqa: ANN401
