@@ -143,7 +143,7 @@ def compete(
         for entry in entries:
             say(f"{entry.contestant.name}: {entry.failure or f'cosine {entry.cosine_min:.5f}'}")
         if rounds:
-            warm(entries, texts)
+            warm(entries, texts, conditions["threads"])
             show = sys.stderr is not None and sys.stderr.isatty()
             with progress_bar("rounds", rounds, show=show) as advance:
 

@@ -52,7 +52,8 @@ class Entry:
     failure: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
     cosine_min: float | None = None
-    batch: int | None = None
+    setting: int | None = None
+    """What it chose for many texts: a peer the rows of a batch, corom the executions at once."""
     latencies: list[list[float]] = field(default_factory=list)
     """Seconds of each text alone, for each round."""
     rates: list[float] = field(default_factory=list)
@@ -117,18 +118,17 @@ def check(entries: Sequence[Entry], texts: list[str], expected: Vectors) -> None
     _each(entries, compare)
 
 
-def warm(entries: Sequence[Entry], texts: list[str]) -> None:
-    """Let every contestant see the kind of texts, and every peer find its best batch."""
+def warm(entries: Sequence[Entry], texts: list[str], threads: int) -> None:
+    """Let every contestant see the texts, and choose the setting that is fastest for it."""
 
     def choose(entry: Entry, process: PeerProcess) -> None:
         process.ask("latency", texts=texts[:WARM_TEXTS])
-        if entry.contestant.ours:
-            process.ask("throughput", texts=texts)
-            return
+        settings = sorted({1, threads}) if entry.contestant.ours else BATCHES
         seconds = {}
-        for batch in (BATCHES[0], *BATCHES):  # the first call of all is no measure
-            seconds[batch] = process.ask("throughput", texts=texts, batch=batch)["seconds"]
-        entry.batch = min(seconds, key=seconds.__getitem__)
+        for setting in (settings[0], *settings):  # the first call of all is no measure
+            answer = process.ask("throughput", texts=texts, setting=setting)
+            seconds[setting] = answer["seconds"]
+        entry.setting = min(seconds, key=seconds.__getitem__)
 
     _each(entries, choose)
 
@@ -144,7 +144,7 @@ def play(
 
     def measure(entry: Entry, process: PeerProcess) -> None:
         entry.latencies.append(process.ask("latency", texts=latency_texts)["seconds"])
-        answer = process.ask("throughput", texts=texts, batch=entry.batch)
+        answer = process.ask("throughput", texts=texts, setting=entry.setting)
         entry.rates.append(len(texts) / answer["seconds"])
 
     for number in range(rounds):

@@ -7,7 +7,7 @@ one JSON object a line on standard input, answers each with one on standard outp
     {"do": "open", …}       open the model; the answer has the versions of the libraries
     {"do": "vectors", "texts": […], "file": F.npy}     write the vectors (N, H)
     {"do": "latency", "texts": […]}                    seconds of each text alone
-    {"do": "throughput", "texts": […], "batch": n}     seconds of all
+    {"do": "throughput", "texts": […], "setting": n}   seconds of all
 
 An answer has "error" if that failed; the worker goes on. What the library prints goes to stderr.
 """
@@ -27,7 +27,8 @@ import numpy as np
 
 Encode = Callable[[list[str], int | None], Any]
 Opened = tuple[Encode, list[str]]
-"""Texts and the most rows of a batch to vectors (N, H); the packages whose versions count."""
+"""Texts and a setting to vectors (N, H); the packages whose versions count. The setting of a
+library is the most rows of a batch."""
 ONNX, INT8 = "onnx/model.onnx", "onnx/model_qint8_{cpu}.onnx"
 
 
@@ -196,9 +197,9 @@ def serve(openers: dict[str, Callable[[dict[str, Any]], Opened]]) -> None:
 
 
 def _measured(job: dict[str, Any], encode: Encode) -> dict[str, Any]:
-    texts, batch = job["texts"], job.get("batch")
+    texts, setting = job["texts"], job.get("setting")
     if job["do"] == "vectors":
-        np.save(job["file"], np.asarray(encode(texts, batch), np.float32))
+        np.save(job["file"], np.asarray(encode(texts, setting), np.float32))
         return {}
     if job["do"] == "latency":
         seconds = []
@@ -208,7 +209,7 @@ def _measured(job: dict[str, Any], encode: Encode) -> dict[str, Any]:
             seconds.append(time.perf_counter() - start)
         return {"seconds": seconds}
     start = time.perf_counter()
-    encode(texts, batch)
+    encode(texts, setting)
     return {"seconds": time.perf_counter() - start}
 
 

@@ -39,7 +39,7 @@ def _figures(entry: Entry, roof: Roofline) -> dict[str, Any]:
         "precision": contestant.precision,
         "versions": entry.versions,
         "cosine_min": entry.cosine_min,
-        "batch": entry.batch,
+        "setting": entry.setting,
         "p50_ms": spread(medians)._asdict(),
         "p99_ms": tail.p99_us / 1000,
         "texts_per_second": spread(entry.rates)._asdict(),

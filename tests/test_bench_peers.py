@@ -90,7 +90,7 @@ def test_a_worker_gives_the_references_vectors_and_times_itself(
         alone = worker.ask("latency", texts=TEXTS[:3])["seconds"]
         assert len(alone) == 3
         assert all(seconds > 0 for seconds in alone)
-        assert worker.ask("throughput", texts=TEXTS, batch=8)["seconds"] > 0
+        assert worker.ask("throughput", texts=TEXTS, setting=8)["seconds"] > 0
         # What fails is answered, and the next request works.
         with pytest.raises(PeerError, match="'latency' failed: TypeError"):
             worker.ask("latency", texts=None)
@@ -161,7 +161,7 @@ def test_a_match_of_a_peer_and_corom(
     roof = Roofline(checkpoint, lengths, 1, seconds=0.002)
     with entered([HERE, wrong, broken, *ours], conditions, said.append) as entries:
         check(entries, TEXTS, reference_vectors(checkpoint, TEXTS, 128))
-        warm(entries, TEXTS)
+        warm(entries, TEXTS, 1)
         play(entries, TEXTS[:3], TEXTS, 2, roof.measure)
         assert sum(entry.process is not None for entry in entries) == 1 + len(ours)
     found = standings(entries, roof)
