@@ -66,6 +66,7 @@ class Encoder:
     ) -> None:
         folder = Path(bundle)
         self.manifest = manifest = load_manifest(folder)
+        self.max_length = manifest.max_length if max_length is None else max_length
         cannot = partial(why_not_auto, folder, manifest, precision, engine_cache)
         self.backend_name, self.device = choose_backend(backend, device, cannot, precision)
         check_tuned(tuned)

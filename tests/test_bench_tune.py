@@ -1,4 +1,4 @@
-"""`corom tune`: what is kept, who uses it, what is ignored and said; the front by its definition."""
+"""`corom tune`: what is kept, who uses it, what is ignored and said; the front by definition."""
 
 import logging
 import signal
