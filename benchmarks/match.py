@@ -18,6 +18,7 @@ from .peer_process import PeerError, PeerProcess, worker_command
 
 RUNG = [sys.executable, "-m", "corom.benchmarks.rung_worker"]
 WARM_TEXTS = 64
+CALLER_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,10 @@ class Entry:
     """Seconds of each text alone, for each round."""
     rates: list[float] = field(default_factory=list)
     """Texts a second, for each round."""
+    caller_latencies: list[list[float]] = field(default_factory=list)
+    """Seconds of each text that many callers of corom asked for at once, for each round."""
+    caller_rates: list[float] = field(default_factory=list)
+    """Texts a second that they got together, for each round."""
 
     def give_up(self, error: PeerError) -> None:
         """Take no further part; what was measured does not count."""
@@ -139,13 +144,28 @@ def play(
     texts: list[str],
     rounds: int,
     after_round: Callable[[], None],
+    callers: int = 0,
 ) -> None:
-    """Time every contestant once a round, in another order each round."""
+    """Time every contestant once a round, in another order each round.
+
+    ``callers``: threads that ask corom's rungs for single texts at once, as no peer in a process
+    can be asked.
+    """
 
     def measure(entry: Entry, process: PeerProcess) -> None:
         entry.latencies.append(process.ask("latency", texts=latency_texts)["seconds"])
         answer = process.ask("throughput", texts=texts, setting=entry.setting)
         entry.rates.append(len(texts) / answer["seconds"])
+        if entry.contestant.ours and callers:
+            found = process.ask(
+                "callers",
+                texts=texts,
+                setting=entry.setting,
+                callers=callers,
+                seconds=CALLER_SECONDS,
+            )
+            entry.caller_latencies.append(found["latencies"])
+            entry.caller_rates.append(len(found["latencies"]) / found["elapsed"])
 
     for number in range(rounds):
         order = np.random.default_rng(number).permutation(len(entries)).tolist()

@@ -169,8 +169,11 @@ OPENERS: dict[str, Callable[[dict[str, Any]], Opened]] = {
 }
 
 
-def serve(openers: dict[str, Callable[[dict[str, Any]], Opened]]) -> None:
-    """Answer what comes on standard input until it ends."""
+def serve(
+    openers: dict[str, Callable[[dict[str, Any]], Opened]],
+    more: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] | None = None,
+) -> None:
+    """Answer what comes on standard input until it ends; ``more``: what else can be asked for."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print must not be taken for answers
     encode: Encode | None = None
@@ -187,6 +190,8 @@ def serve(openers: dict[str, Callable[[dict[str, Any]], Opened]]) -> None:
                 answer = {}
             elif encode is None:
                 answer = {"error": "nothing is open"}
+            elif more is not None and job["do"] in more:
+                answer = more[job["do"]](job)
             else:
                 answer = _measured(job, encode)
         except Exception as error:  # of a library that is not ours: whatever it is, it is reported

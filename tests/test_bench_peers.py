@@ -150,7 +150,11 @@ def test_an_environment_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.usefixtures("here")
 def test_a_match_of_a_peer_and_corom(
-    conditions: Conditions, tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path
+    conditions: Conditions,
+    tiny_checkpoint: Path,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     checkpoint = peer_checkpoint(str(tiny_checkpoint), "cls")
     ours = [rung for rung in rungs(tiny_bundle) if rung.job["backend"] == "onnxruntime"]
@@ -162,7 +166,8 @@ def test_a_match_of_a_peer_and_corom(
     with entered([HERE, wrong, broken, *ours], conditions, said.append) as entries:
         check(entries, TEXTS, reference_vectors(checkpoint, TEXTS, 128))
         warm(entries, TEXTS, 1)
-        play(entries, TEXTS[:3], TEXTS, 2, roof.measure)
+        monkeypatch.setattr(match, "CALLER_SECONDS", 0.1)
+        play(entries, TEXTS[:3], TEXTS, 2, roof.measure, callers=4)
         assert sum(entry.process is not None for entry in entries) == 1 + len(ours)
     found = standings(entries, roof)
     assert [c["name"] for c in found["contestants"]] == [HERE.name, ours[0].name]
@@ -180,11 +185,14 @@ def test_a_match_of_a_peer_and_corom(
     assert found["contestants"][0]["share_of_gemm"] is None
     about = {
         "model": "tiny <random>", "pooling": "cls", "count": 16, "tokens_per_text": 9.0,
-        "threads": 1, "rounds": 2, "texts": "texts", "time": "now",
+        "threads": 1, "rounds": 2, "callers": 4, "texts": "texts", "time": "now",
         "machine": {"cpu": "a CPU", "commit": "0123"},
     }  # fmt: skip
     report = json.loads(json.dumps(about | found))
     shown = tables(report)
+    assert found["contestants"][0]["callers"] is None
+    assert found["contestants"][1]["callers"]["p99_by_p50"] >= 1
+    assert "4 callers of single texts at once" in shown
     assert ours[0].name in shown
     assert "took no part: broken" in shown
     picture, page = write_charts(report, tmp_path / "run.json")
