@@ -115,7 +115,8 @@ def peers(
         return
     about = {
         "benchmark": "peers",
-        "model": checkpoint.uri,
+        "model": checkpoint.uri.rpartition("/")[2],
+        "source": checkpoint.uri,
         "texts": file.name if file else "queries, made",
         "count": len(texts),
         "alone": min(alone, len(texts)),

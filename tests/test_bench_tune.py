@@ -46,9 +46,9 @@ def winner(**changes: Any) -> Winner:
     return Winner(**fields | changes)
 
 
-def tuning(bundle: Path, **changes: Any) -> Tuning:
+def tuning(folder: Path, **changes: Any) -> Tuning:
     fields: dict[str, Any] = {
-        "version": TUNING_VERSION, "bundle": bundle_key(bundle), "machine": this_machine(),
+        "version": TUNING_VERSION, "bundle": bundle_key(folder), "machine": this_machine(),
         "min_cosine": 0.999, "latency": winner(), "throughput": winner(workers=2),
     }  # fmt: skip
     return Tuning(**fields | changes)
