@@ -45,6 +45,13 @@ NEEDS = {"torch": "export", "transformers": "export", "onnx": "export", "matplot
 @click.option("--texts", "file", type=click.Path(path_type=Path), help="One text a line.")
 @click.option("--count", type=click.IntRange(2), default=400, show_default=True, help="Texts.")
 @click.option("--alone", type=click.IntRange(1), default=60, show_default=True, help="Texts alone.")
+@click.option(
+    "--callers",
+    type=click.IntRange(0),
+    default=64,
+    show_default=True,
+    help="Threads that ask corom's rungs for single texts at once; 0 leaves this out.",
+)
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--only", multiple=True, help="Peers whose name has this; repeatable.")
 @click.option("--work", type=click.Path(path_type=Path), help="Folder for what is made on the way.")
@@ -61,6 +68,7 @@ def peers(
     file: Path | None,
     count: int,
     alone: int,
+    callers: int,
     rounds: int,
     only: tuple[str, ...],
     work: Path | None,
@@ -101,15 +109,18 @@ def peers(
         texts,
         sample(texts, alone),
         0 if prepare_only else rounds,
+        callers,
     )
     if found is None:
         return
     about = {
         "benchmark": "peers",
-        "model": checkpoint.uri,
+        "model": checkpoint.uri.rpartition("/")[2],
+        "source": checkpoint.uri,
         "texts": file.name if file else "queries, made",
         "count": len(texts),
         "alone": min(alone, len(texts)),
+        "callers": callers,
         "rounds": rounds,
     }
     report = stamped(about | conditions | found)
@@ -123,6 +134,7 @@ def compete(
     texts: list[str],
     alone: list[str],
     rounds: int,
+    callers: int,
 ) -> dict[str, Any] | None:
     """Return the standings after the rounds; None without rounds: everybody is only checked."""
     from .match import Conditions, check, entered, play, warm
@@ -143,7 +155,7 @@ def compete(
         for entry in entries:
             say(f"{entry.contestant.name}: {entry.failure or f'cosine {entry.cosine_min:.5f}'}")
         if rounds:
-            warm(entries, texts)
+            warm(entries, texts, conditions["threads"])
             show = sys.stderr is not None and sys.stderr.isatty()
             with progress_bar("rounds", rounds, show=show) as advance:
 
@@ -151,7 +163,7 @@ def compete(
                     roof.measure()
                     advance(1)
 
-                play(entries, alone, texts, rounds, after_round)
+                play(entries, alone, texts, rounds, after_round, callers)
     if not rounds:
         return None
     return {"tokens_per_text": sum(lengths) / len(lengths)} | standings(entries, roof)

@@ -6,7 +6,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from corom.runtime.cpus import available_cpus
+from corom.runtime.cpus import available_cpus, cpu_model
 
 PACKAGES = ("corom", "numpy", "onnxruntime", "openvino", "tokenizers", "torch", "transformers")
 
@@ -14,21 +14,12 @@ PACKAGES = ("corom", "numpy", "onnxruntime", "openvino", "tokenizers", "torch", 
 def describe_machine() -> dict[str, Any]:
     """Return what makes a figure comparable, ready for JSON."""
     return {
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "cpus": available_cpus(),
         "python": platform.python_version(),
         "versions": {name: version for name in PACKAGES if (version := _version(name))},
         "commit": _commit(),
     }
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.machine()
 
 
 def _version(package: str) -> str | None:

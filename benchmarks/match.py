@@ -18,6 +18,7 @@ from .peer_process import PeerError, PeerProcess, worker_command
 
 RUNG = [sys.executable, "-m", "corom.benchmarks.rung_worker"]
 WARM_TEXTS = 64
+CALLER_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,16 @@ class Entry:
     failure: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
     cosine_min: float | None = None
-    batch: int | None = None
+    setting: int | None = None
+    """What it chose for many texts: a peer the rows of a batch, corom the executions at once."""
     latencies: list[list[float]] = field(default_factory=list)
     """Seconds of each text alone, for each round."""
     rates: list[float] = field(default_factory=list)
     """Texts a second, for each round."""
+    caller_latencies: list[list[float]] = field(default_factory=list)
+    """Seconds of each text that many callers of corom asked for at once, for each round."""
+    caller_rates: list[float] = field(default_factory=list)
+    """Texts a second that they got together, for each round."""
 
     def give_up(self, error: PeerError) -> None:
         """Take no further part; what was measured does not count."""
@@ -117,18 +123,17 @@ def check(entries: Sequence[Entry], texts: list[str], expected: Vectors) -> None
     _each(entries, compare)
 
 
-def warm(entries: Sequence[Entry], texts: list[str]) -> None:
-    """Let every contestant see the kind of texts, and every peer find its best batch."""
+def warm(entries: Sequence[Entry], texts: list[str], threads: int) -> None:
+    """Let every contestant see the texts, and choose the setting that is fastest for it."""
 
     def choose(entry: Entry, process: PeerProcess) -> None:
         process.ask("latency", texts=texts[:WARM_TEXTS])
-        if entry.contestant.ours:
-            process.ask("throughput", texts=texts)
-            return
+        settings = sorted({1, threads}) if entry.contestant.ours else BATCHES
         seconds = {}
-        for batch in (BATCHES[0], *BATCHES):  # the first call of all is no measure
-            seconds[batch] = process.ask("throughput", texts=texts, batch=batch)["seconds"]
-        entry.batch = min(seconds, key=seconds.__getitem__)
+        for setting in (settings[0], *settings):  # the first call of all is no measure
+            answer = process.ask("throughput", texts=texts, setting=setting)
+            seconds[setting] = answer["seconds"]
+        entry.setting = min(seconds, key=seconds.__getitem__)
 
     _each(entries, choose)
 
@@ -139,13 +144,28 @@ def play(
     texts: list[str],
     rounds: int,
     after_round: Callable[[], None],
+    callers: int = 0,
 ) -> None:
-    """Time every contestant once a round, in another order each round."""
+    """Time every contestant once a round, in another order each round.
+
+    ``callers``: threads that ask corom's rungs for single texts at once, as no peer in a process
+    can be asked.
+    """
 
     def measure(entry: Entry, process: PeerProcess) -> None:
         entry.latencies.append(process.ask("latency", texts=latency_texts)["seconds"])
-        answer = process.ask("throughput", texts=texts, batch=entry.batch)
+        answer = process.ask("throughput", texts=texts, setting=entry.setting)
         entry.rates.append(len(texts) / answer["seconds"])
+        if entry.contestant.ours and callers:
+            found = process.ask(
+                "callers",
+                texts=texts,
+                setting=entry.setting,
+                callers=callers,
+                seconds=CALLER_SECONDS,
+            )
+            entry.caller_latencies.append(found["latencies"])
+            entry.caller_rates.append(len(found["latencies"]) / found["elapsed"])
 
     for number in range(rounds):
         order = np.random.default_rng(number).permutation(len(entries)).tolist()

@@ -63,7 +63,10 @@ class PeerProcess:
         if not line:
             code = self._process.wait()
             raise PeerError(f"the process ended with {code}: {self._last_words()}")
-        answer: dict[str, Any] = json.loads(line)
+        try:
+            answer: dict[str, Any] = json.loads(line)
+        except json.JSONDecodeError:
+            raise PeerError(f"'{do}' was answered by no JSON: {line[:200]!r}") from None
         if "error" in answer:
             raise PeerError(f"'{do}' failed: {answer['error']}")
         return answer

@@ -7,7 +7,7 @@ one JSON object a line on standard input, answers each with one on standard outp
     {"do": "open", …}       open the model; the answer has the versions of the libraries
     {"do": "vectors", "texts": […], "file": F.npy}     write the vectors (N, H)
     {"do": "latency", "texts": […]}                    seconds of each text alone
-    {"do": "throughput", "texts": […], "batch": n}     seconds of all
+    {"do": "throughput", "texts": […], "setting": n}   seconds of all
 
 An answer has "error" if that failed; the worker goes on. What the library prints goes to stderr.
 """
@@ -19,6 +19,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ import numpy as np
 
 Encode = Callable[[list[str], int | None], Any]
 Opened = tuple[Encode, list[str]]
-"""Texts and the most rows of a batch to vectors (N, H); the packages whose versions count."""
+"""Texts and a setting to vectors (N, H); the packages whose versions count. The setting of a
+library is the most rows of a batch."""
 ONNX, INT8 = "onnx/model.onnx", "onnx/model_qint8_{cpu}.onnx"
 
 
@@ -167,8 +169,11 @@ OPENERS: dict[str, Callable[[dict[str, Any]], Opened]] = {
 }
 
 
-def serve(openers: dict[str, Callable[[dict[str, Any]], Opened]]) -> None:
-    """Answer what comes on standard input until it ends."""
+def serve(
+    openers: dict[str, Callable[[dict[str, Any]], Opened]],
+    more: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] | None = None,
+) -> None:
+    """Answer what comes on standard input until it ends; ``more``: what else can be asked for."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print must not be taken for answers
     encode: Encode | None = None
@@ -176,14 +181,17 @@ def serve(openers: dict[str, Callable[[dict[str, Any]], Opened]]) -> None:
         job = json.loads(line)
         try:
             if job["do"] == "open":
+                opener = openers[job["kind"]]
                 _limit_threads(job["threads"])
-                encode, packages = openers[job["kind"]](job)
+                encode, packages = opener(job)
                 answer: dict[str, Any] = {"versions": {p: metadata.version(p) for p in packages}}
             elif job["do"] == "prepare":
                 prepare_sentence_transformers(job)
                 answer = {}
             elif encode is None:
                 answer = {"error": "nothing is open"}
+            elif more is not None and job["do"] in more:
+                answer = more[job["do"]](job)
             else:
                 answer = _measured(job, encode)
         except Exception as error:  # of a library that is not ours: whatever it is, it is reported
@@ -194,9 +202,9 @@ def serve(openers: dict[str, Callable[[dict[str, Any]], Opened]]) -> None:
 
 
 def _measured(job: dict[str, Any], encode: Encode) -> dict[str, Any]:
-    texts, batch = job["texts"], job.get("batch")
+    texts, setting = job["texts"], job.get("setting")
     if job["do"] == "vectors":
-        np.save(job["file"], np.asarray(encode(texts, batch), np.float32))
+        np.save(job["file"], np.asarray(encode(texts, setting), np.float32))
         return {}
     if job["do"] == "latency":
         seconds = []
@@ -206,7 +214,7 @@ def _measured(job: dict[str, Any], encode: Encode) -> dict[str, Any]:
             seconds.append(time.perf_counter() - start)
         return {"seconds": seconds}
     start = time.perf_counter()
-    encode(texts, batch)
+    encode(texts, setting)
     return {"seconds": time.perf_counter() - start}
 
 
@@ -214,18 +222,10 @@ def _limit_threads(threads: int) -> None:
     """Keep the process on as many CPUs as it may have threads, whatever its library does."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-    if "torch" in sys.modules or _has("torch"):
+    if find_spec("torch") is not None:
         import torch
 
         torch.set_num_threads(threads)
-
-
-def _has(package: str) -> bool:
-    try:
-        metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def _session(job: dict[str, Any]) -> Any:  # noqa: ANN401

@@ -11,20 +11,25 @@ from .gemm import ROOFS, Rate, Roof, gemm_rates
 
 
 class Roofline:
-    """Measures the roof between the rounds, under the conditions the contestants have."""
+    """Measures the roof between the rounds, under the conditions the contestants have.
 
-    def __init__(self, checkpoint: Checkpoint, lengths: Sequence[int], threads: int) -> None:
+    ``lengths``: tokens of the texts. ``seconds``: how long each matrix product is measured.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, lengths: Sequence[int], threads: int, seconds: float = 0.1
+    ) -> None:
         config = checkpoint.config
         self.shape = EncoderShape(
             config.hidden, config.layers, config.intermediate, checkpoint.pooling == "cls"
         )
         self.flops_per_text = texts_flops(self.shape, lengths) / len(lengths)
-        self._threads = threads
+        self._threads, self._seconds = threads, seconds
         self._found: dict[Roof, list[Rate]] = {roof: [] for roof in ROOFS}
 
     def measure(self) -> None:
         """Measure the rate of every precision once more."""
-        for roof, rate in gemm_rates(self.shape, self._threads).items():
+        for roof, rate in gemm_rates(self.shape, self._threads, self._seconds).items():
             self._found[roof].append(rate)
 
     def share(self, roof: Roof, texts_per_second: Sequence[float]) -> Spread:

@@ -39,12 +39,25 @@ def _figures(entry: Entry, roof: Roofline) -> dict[str, Any]:
         "precision": contestant.precision,
         "versions": entry.versions,
         "cosine_min": entry.cosine_min,
-        "batch": entry.batch,
+        "setting": entry.setting,
         "p50_ms": spread(medians)._asdict(),
         "p99_ms": tail.p99_us / 1000,
         "texts_per_second": spread(entry.rates)._asdict(),
         "share_of_gemm": share and share._asdict(),
+        "callers": _callers(entry) if entry.caller_rates else None,
         "rounds": {"p50_ms": medians, "texts_per_second": entry.rates},
+    }
+
+
+def _callers(entry: Entry) -> dict[str, Any]:
+    """Return what many callers of single texts got, and what share of the offline rate it is."""
+    found = latency(list(chain.from_iterable(entry.caller_latencies)))
+    return {
+        "texts_per_second": spread(entry.caller_rates)._asdict(),
+        "share_of_offline": ratio_spread(entry.caller_rates, entry.rates)._asdict(),
+        "p50_ms": found.p50_us / 1000,
+        "p99_ms": found.p99_us / 1000,
+        "p99_by_p50": found.p99_us / found.p50_us,
     }
 
 
@@ -84,6 +97,8 @@ def tables(report: dict[str, Any]) -> str:
         ("throughput", "times the texts/s"),
     ):
         parts.append(f"{title}, than the peer of the column\n\n{_ratio_table(report, figure)}")
+    if report["callers"]:
+        parts.append(_callers_table(report))
     gemm = report["roofline"]["gemm_gflops"]
     rates = ", ".join(f"{roof} {rate['median']:.0f} ({rate['by']})" for roof, rate in gemm.items())
     parts.append(f"GEMM rate here, GFLOP/s: {rates}")
@@ -99,6 +114,22 @@ def _ratio_table(report: dict[str, Any], figure: str) -> str:
     return text_table(
         ["", *peers], [[name, *(row[p] for p in peers)] for name, row in rows.items()]
     )
+
+
+def _callers_table(report: dict[str, Any]) -> str:
+    header = ("", "texts/s", "share of offline", "p50 ms", "p99 ms", "p99 by p50")
+    rows = [
+        [
+            c["name"],
+            Spread(**found["texts_per_second"]),
+            _percent(found["share_of_offline"]),
+            *(found[key] for key in ("p50_ms", "p99_ms", "p99_by_p50")),
+        ]
+        for c in report["contestants"]
+        if (found := c["callers"])
+    ]
+    title = f"{report['callers']} callers of single texts at once, through DynamicBatcher"
+    return f"{title}\n\n{text_table(header, rows)}"
 
 
 def _percent(share: dict[str, float] | None) -> str:

@@ -28,6 +28,7 @@ COMMANDS = {
     "score": ("corom.runtime.cli_score", "Score sentences against one sentence."),
     "inspect": ("corom.runtime.cli_inspect", "Show what a bundle holds and what runs here."),
     "verify": ("corom.runtime.cli_verify", "Check a bundle's files and vectors on this machine."),
+    "tune": ("corom.benchmarks.cli_tune", "Find what is fastest here, and have auto use it."),
     "bench": ("corom.benchmarks.cli", "Measure latency, throughput, retrieval and peers."),
 }
 """Name → module that holds the click command of that name, and its line in `corom --help`."""

@@ -48,6 +48,12 @@ def encoder_options(command: Command) -> Command:
             default=None,
             help="Replay a captured graph for each shape; default: with TensorRT only.",
         ),
+        click.option(
+            "--tuned",
+            type=click.Choice(["throughput", "latency", "off"]),
+            default="throughput",
+            help="Which winner of `corom tune` auto takes, if it was run here.",
+        ),
     ]
     for option in reversed(options):
         command = option(command)

@@ -1,6 +1,7 @@
-"""How many CPUs this process may use: affinity and cgroup quota, not the host's count."""
+"""Which CPUs this process may use: affinity and cgroup quota, not the host's count."""
 
 import os
+import platform
 from pathlib import Path
 
 
@@ -10,6 +11,16 @@ def available_cpus() -> int:
     cpus = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     quota = cgroup_quota()
     return cpus if quota is None else max(1, min(cpus, int(quota)))
+
+
+def cpu_model() -> str:
+    """Return what the processor calls itself, as far as the system tells."""
+    models = [
+        line.partition(":")[2].strip()
+        for line in _lines(Path("/proc/cpuinfo"))
+        if line.startswith("model name")
+    ]
+    return models[0] if models else platform.processor() or platform.machine()
 
 
 def cgroup_quota(

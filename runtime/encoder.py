@@ -7,7 +7,7 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Literal, Self, Unpack
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from .options import EncodeOptions, Wish, as_texts, check_options, positive, wit
 from .progress import progress_bar
 from .proof import prove
 from .tokens import Tokenizer, Tokens, Truncate
+from .tuning import Goal, check_tuned, find_winner
 from .vectors import Vectors, grow, similarity
 from .windows import windows
 
@@ -41,7 +42,9 @@ class Encoder:
     ``truncated_texts`` counts the texts cut so far.
     ``engine_cache``: "auto" builds a TensorRT engine for this machine once if none of the bundle's
     fits, and keeps it in the cache. ``cuda_graphs``: replay one captured graph a shape; None does
-    so with TensorRT and not with ONNX Runtime, whose replays run one at a time.
+    so with TensorRT and not with ONNX Runtime, whose replays run one at a time. ``tuned``: where
+    backend, precision, threads and workers are left to corom, what `corom tune` found fastest here
+    for many texts ("throughput") or for one ("latency") is taken; "off" ignores it.
 
     Raises ``BundleError`` for a bundle that is incomplete or altered.
     """
@@ -59,12 +62,21 @@ class Encoder:
         max_length: int | None = None,
         engine_cache: EngineCache = "off",
         cuda_graphs: bool | None = None,
+        tuned: Goal | Literal["off"] = "throughput",
     ) -> None:
         folder = Path(bundle)
         self.manifest = manifest = load_manifest(folder)
         self.max_length = manifest.max_length if max_length is None else max_length
         cannot = partial(why_not_auto, folder, manifest, precision, engine_cache)
         self.backend_name, self.device = choose_backend(backend, device, cannot, precision)
+        check_tuned(tuned)
+        left_open = backend == precision == "auto" and threads is None and workers is None
+        self._goal, self._winner = tuned, None
+        if left_open and self.device == "cpu" and tuned != "off":
+            self._winner = find_winner(folder, manifest, tuned)
+        if (winner := self._winner) is not None:
+            self.backend_name, precision = winner.backend, winner.precision
+            threads, workers = winner.threads, winner.workers
         variant = choose_variant(manifest, precision, self.backend_name)
         self.precision = variant.precision
         self.truncated_texts = 0
@@ -87,7 +99,8 @@ class Encoder:
             workers,
         )
         self.workers = workers or 1
-        self.batch_tokens = min(max_batch_tokens, self._backend.batch_tokens)
+        best_tokens = winner.batch_tokens if winner else self._backend.batch_tokens
+        self.batch_tokens = min(max_batch_tokens, best_tokens)
         self._closed = False
         self._before_close: dict[Callable[[], None], None] = {}
         self._lock = threading.Lock()
@@ -105,7 +118,8 @@ class Encoder:
     @property
     def choice(self) -> str:
         """What executes, in words; says what "auto" chose."""
-        return f"{self.precision} by {self.backend_name} on {self.device}"
+        words = f"{self.precision} by {self.backend_name} on {self.device}"
+        return words if self._winner is None else f"{words}, tuned for {self._goal}"
 
     def encode(
         self,

@@ -1,0 +1,144 @@
+"""`corom tune`: finds what is fastest on this machine, and has "auto" use it from then on."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from corom.runtime.cli_options import bundle_argument, json_option
+from corom.runtime.cpus import available_cpus
+from corom.runtime.errors import ParityError
+from corom.runtime.manifest import load_manifest
+from corom.runtime.progress import progress_bar
+from corom.runtime.tuning import (
+    TUNING_VERSION,
+    Tuning,
+    Winner,
+    bundle_key,
+    save_tuning,
+    this_machine,
+)
+
+from .figures import text_table
+from .texts import made_texts, read_texts
+from .tuning import (
+    FINAL_ROUNDS,
+    Final,
+    Measured,
+    candidates,
+    final,
+    finalists,
+    measure,
+    pareto_front,
+)
+
+TEXTS = 256
+
+
+@click.command()
+@bundle_argument
+@click.option("--texts", "file", type=click.Path(path_type=Path), help="Your texts, one a line.")
+@click.option("--min-cosine", type=click.FloatRange(0, 1), default=0.999, show_default=True)
+@click.option("--cpus", type=click.IntRange(1), help="At most; default: all of this process.")
+@click.option("--seconds", type=click.FloatRange(0.001), default=0.7, show_default=True)
+@json_option
+def tune(
+    bundle: Path,
+    file: Path | None,
+    min_cosine: float,
+    cpus: int | None,
+    seconds: float,
+    as_json: bool,
+) -> None:
+    """Measure every backend, precision, threads and workers, and batch budget on this machine.
+
+    What misses the parity floor (cosine to torch, on the golden texts) is left out. The fastest for
+    one text and for many are measured again in turns; the winners go to corom's cache, and "auto"
+    uses them for this bundle on this machine. Interrupted, it changes nothing. Figures depend on
+    the texts: give your own. Without, made queries are used.
+    """
+    manifest = load_manifest(bundle)
+    texts = (made_texts("queries", TEXTS) if file is None else read_texts(file))[:TEXTS]
+    wanted = candidates(bundle, cpus or available_cpus())
+    show = sys.stderr is not None and sys.stderr.isatty()
+    found: list[Measured] = []
+    with progress_bar("ways", len(wanted) + FINAL_ROUNDS, show=show) as advance:
+        for way in wanted:
+            found += measure(bundle, way, texts, min_cosine, seconds)
+            advance(1)
+        if not found:
+            raise ParityError(
+                f"nothing here reaches a cosine of {min_cosine} to torch. Lower --min-cosine."
+            )
+        finals = final(bundle, finalists(found), texts, seconds, lambda: advance(1))
+    fastest = min(finals, key=lambda one: one.p50_ms.median)
+    most = max(finals, key=lambda one: one.texts_per_second.median)
+    tuning = Tuning(
+        version=TUNING_VERSION,
+        bundle=bundle_key(bundle),
+        machine=this_machine(),
+        min_cosine=min_cosine,
+        latency=_winner(fastest),
+        throughput=_winner(most),
+    )
+    kept = save_tuning(manifest, tuning)
+    if as_json:
+        report: dict[str, Any] = {"tuning": tuning, "measured": [_record(one) for one in found]}
+        click.echo(msgspec.json.encode(report).decode())
+    else:
+        click.echo(_table(found, finals, fastest, most))
+    click.echo(f"kept for {manifest.name} on this machine: {kept}", err=True)
+
+
+def _winner(one: Final) -> Winner:
+    way = one.measured.way
+    return Winner(
+        **way._asdict(),
+        batch_tokens=one.measured.batch_tokens,
+        cosine_min=one.measured.cosine_min,
+        p50_ms=one.p50_ms.median,
+        texts_per_second=one.texts_per_second.median,
+    )
+
+
+def _record(one: Measured) -> dict[str, Any]:
+    return {**one._asdict(), "way": one.way._asdict()}
+
+
+def _table(found: list[Measured], finals: list[Final], fastest: Final, most: Final) -> str:
+    front = pareto_front(found)
+    header = ("", "threads", "workers", "batch tokens", "p50 ms", "texts/s", "cosine min", "front")
+    rows = [
+        [*_words(one), one.p50_ms, one.texts_per_second, f"{one.cosine_min:.6f}", _mark(one, front)]
+        for one in sorted(found, key=lambda one: -one.texts_per_second)
+    ]
+    again = [
+        [
+            *_words(one.measured),
+            one.p50_ms,
+            one.texts_per_second,
+            " and ".join(
+                goal
+                for goal, winner in (("latency", fastest), ("throughput", most))
+                if winner is one
+            ),
+        ]
+        for one in finals
+    ]
+    finals_header = (*header[:6], "wins")
+    return (
+        f"{text_table(header, rows)}\n\n* no other is better in latency, throughput and parity\n\n"
+        f"again, in turns, {FINAL_ROUNDS} rounds: median (lowest to highest)\n\n"
+        f"{text_table(finals_header, again)}"
+    )
+
+
+def _words(one: Measured) -> list[object]:
+    way = one.way
+    return [f"{way.precision} {way.backend}", way.threads, way.workers, one.batch_tokens]
+
+
+def _mark(one: Measured, front: list[Measured]) -> str:
+    return "*" if one in front else ""

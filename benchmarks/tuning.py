@@ -1,0 +1,185 @@
+"""Measures every way to execute a bundle on this machine, and finds which are worth having.
+
+A noisy machine must not choose: the finalists are measured again, in turns.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from corom.runtime import Encoder
+from corom.runtime.golden import GOLDEN_NAME, load_golden
+from corom.runtime.manifest import Precision, checked_file, load_manifest
+from corom.runtime.parity import row_cosines
+
+from .contestants import Contestant, rungs
+from .figures import Spread, spread
+
+BUDGETS = (512, 1024, 2048, 4096)
+"""Padded tokens of one execution that are tried."""
+FINALISTS, FINAL_ROUNDS = 3, 5
+WARM_TEXTS = 24
+
+
+class Way(NamedTuple):
+    """One way to execute: everything that "auto" would otherwise choose."""
+
+    backend: str
+    precision: Precision
+    threads: int
+    workers: int
+
+    def open(self, bundle: Path) -> Encoder:
+        """Open the bundle so."""
+        return Encoder(
+            bundle,
+            backend=self.backend,
+            device="cpu",
+            precision=self.precision,
+            threads=self.threads,
+            workers=self.workers,
+        )
+
+
+class Measured(NamedTuple):
+    """A way with a batch budget, and what it reached; ``p50_ms``: of one text alone."""
+
+    way: Way
+    batch_tokens: int
+    cosine_min: float
+    p50_ms: float
+    texts_per_second: float
+
+
+class Final(NamedTuple):
+    """A finalist and its figures over the rounds."""
+
+    measured: Measured
+    p50_ms: Spread
+    texts_per_second: Spread
+
+
+def ways(found: Sequence[Contestant], cpus: int) -> list[Way]:
+    """Return every way to execute the rungs with at most so many CPUs.
+
+    Threads and workers that together take one CPU, all, and powers of two between.
+    """
+    counts = sorted({cpus, *(2**k for k in range(cpus.bit_length()) if 2**k <= cpus)})
+    return [
+        Way(rung.job["backend"], rung.precision, threads, workers)
+        for rung in found
+        for workers in counts
+        for threads in counts
+        if workers * threads <= cpus and (workers == 1 or workers * threads == cpus)
+    ]
+
+
+def candidates(bundle: Path, cpus: int) -> list[Way]:
+    """Return every way to execute this bundle on this machine's CPUs."""
+    return ways(rungs(bundle), cpus)
+
+
+def measure(
+    bundle: Path, way: Way, texts: list[str], min_cosine: float, seconds: float
+) -> Iterator[Measured]:
+    """Yield what a way reaches with each batch budget; nothing if it misses the parity floor.
+
+    Parity is of the golden texts against their reference vectors, measured here.
+    """
+    with way.open(bundle) as encoder:
+        cosine = golden_cosine(bundle, encoder)
+        if not cosine >= min_cosine:
+            return
+        p50 = alone_ms(encoder, texts, seconds)
+        for budget in BUDGETS:
+            encoder.batch_tokens = budget
+            rate = throughput(encoder, texts, seconds)
+            yield Measured(way, budget, cosine, p50, rate)
+
+
+def golden_cosine(bundle: Path, encoder: Encoder) -> float:
+    """Return the smallest cosine of a golden text's vector to the reference's."""
+    manifest = load_manifest(bundle)
+    golden = load_golden(checked_file(bundle, manifest.entry(GOLDEN_NAME)))
+    vectors = encoder.encode(golden.texts, normalize_embeddings=False, prompt="")
+    return float(row_cosines(golden.vectors, vectors).min())
+
+
+def alone_ms(encoder: Encoder, texts: list[str], seconds: float) -> float:
+    """Return the median milliseconds of one text alone, over about ``seconds``."""
+    for text in texts[:WARM_TEXTS]:
+        encoder.encode(text)
+    durations: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or not durations:
+        start = time.perf_counter()
+        encoder.encode(texts[len(durations) % len(texts)])
+        durations.append(time.perf_counter() - start)
+    return float(np.median(durations)) * 1000
+
+
+def throughput(encoder: Encoder, texts: list[str], seconds: float) -> float:
+    """Return texts a second of all texts at once, over at least ``seconds``."""
+    encoder.encode(texts[:WARM_TEXTS])
+    count, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < seconds or not count:
+        encoder.encode(texts)
+        count += len(texts)
+    return count / elapsed
+
+
+def pareto_front(found: Sequence[Measured]) -> list[Measured]:
+    """Return what no other beats in latency, throughput and parity together, fastest first."""
+
+    def beaten(one: Measured) -> bool:
+        return any(
+            other.p50_ms <= one.p50_ms
+            and other.texts_per_second >= one.texts_per_second
+            and other.cosine_min >= one.cosine_min
+            and other[2:] != one[2:]
+            for other in found
+        )
+
+    front = [one for one in found if not beaten(one)]
+    return sorted(front, key=lambda one: -one.texts_per_second)
+
+
+def finalists(found: Sequence[Measured]) -> list[Measured]:
+    """Return the fastest for one text and the fastest for many, each way once with its budget."""
+    by_rate = sorted(found, key=lambda one: -one.texts_per_second)
+    by_latency = sorted(found, key=lambda one: (one.p50_ms, -one.texts_per_second))
+    chosen: dict[Way, Measured] = {}
+    for ranked in (by_rate, by_latency):
+        ways_of = list(dict.fromkeys(one.way for one in ranked))[:FINALISTS]
+        for way in ways_of:
+            best = next(one for one in by_rate if one.way == way)
+            chosen.setdefault(way, best)
+    return list(chosen.values())
+
+
+def final(
+    bundle: Path,
+    chosen: Sequence[Measured],
+    texts: list[str],
+    seconds: float,
+    after_round: Callable[[], None],
+) -> list[Final]:
+    """Measure the finalists again, each once a round, in another order each round."""
+    latencies: dict[Measured, list[float]] = {one: [] for one in chosen}
+    rates: dict[Measured, list[float]] = {one: [] for one in chosen}
+    with ExitStack() as stack:
+        encoders = {}
+        for one in chosen:
+            encoders[one] = stack.enter_context(one.way.open(bundle))
+            encoders[one].batch_tokens = one.batch_tokens
+        for number in range(FINAL_ROUNDS):
+            for row in np.random.default_rng(number).permutation(len(chosen)).tolist():
+                one = chosen[row]
+                latencies[one].append(alone_ms(encoders[one], texts, seconds))
+                rates[one].append(throughput(encoders[one], texts, seconds))
+            after_round()
+    return [Final(one, spread(latencies[one]), spread(rates[one])) for one in chosen]

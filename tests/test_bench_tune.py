@@ -1,0 +1,259 @@
+"""`corom tune`: what is kept, who uses it, what is ignored and said; the front by definition."""
+
+import logging
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from corom.benchmarks.contestants import Contestant
+from corom.benchmarks.tuning import Measured, Way, finalists, measure, pareto_front, ways
+from corom.runtime import Encoder, load_manifest
+from corom.runtime.errors import InputError
+from corom.runtime.tuning import (
+    TUNING_VERSION,
+    Tuning,
+    Winner,
+    bundle_key,
+    find_winner,
+    save_tuning,
+    this_machine,
+    tuning_file,
+)
+
+Corom = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("COROM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def winner(**changes: Any) -> Winner:
+    fields: dict[str, Any] = {
+        "backend": "onnxruntime", "precision": "fp32", "threads": 1, "workers": 1,
+        "batch_tokens": 4096, "cosine_min": 1.0, "p50_ms": 1.0, "texts_per_second": 1000.0,
+    }  # fmt: skip
+    return Winner(**fields | changes)
+
+
+def tuning(folder: Path, **changes: Any) -> Tuning:
+    fields: dict[str, Any] = {
+        "version": TUNING_VERSION, "bundle": bundle_key(folder), "machine": this_machine(),
+        "min_cosine": 0.999, "latency": winner(), "throughput": winner(workers=2),
+    }  # fmt: skip
+    return Tuning(**fields | changes)
+
+
+# --- What is kept, and who uses it
+
+
+def test_auto_uses_the_winner_and_says_so(
+    tiny_bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    manifest = load_manifest(tiny_bundle)
+    save_tuning(manifest, tuning(tiny_bundle))
+    with caplog.at_level(logging.INFO, "corom"), Encoder(tiny_bundle) as encoder:
+        assert encoder.choice == "fp32 by onnxruntime on cpu, tuned for throughput"
+        assert encoder.choice in caplog.text
+        assert (encoder.workers, encoder.batch_tokens) == (2, 4096)
+        vector = encoder.encode("头痛怎么办")
+    with Encoder(tiny_bundle, tuned="latency", max_batch_tokens=100) as encoder:
+        assert encoder.choice == "fp32 by onnxruntime on cpu, tuned for latency"
+        assert (encoder.workers, encoder.batch_tokens) == (1, 100)
+        np.testing.assert_allclose(encoder.encode("头痛怎么办"), vector, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"tuned": "off"}, {"threads": 1}, {"workers": 1}, {"precision": "fp32"},
+     {"backend": "onnxruntime"}],
+    ids=str,
+)  # fmt: skip
+def test_what_is_asked_for_goes_before_what_was_found(
+    tiny_bundle: Path, options: dict[str, Any]
+) -> None:
+    save_tuning(load_manifest(tiny_bundle), tuning(tiny_bundle))
+    with Encoder(tiny_bundle, **options) as encoder:
+        assert "tuned" not in encoder.choice
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"machine": "Another CPU, 64 CPUs"}, "tuned for another machine (Another CPU, 64 CPUs"),
+        ({"bundle": "0" * 64}, "tuned for another export of it"),
+    ],
+)
+def test_what_was_found_elsewhere_is_ignored_and_said(
+    tiny_bundle: Path,
+    caplog: pytest.LogCaptureFixture,
+    changes: dict[str, str],
+    message: str,
+) -> None:
+    save_tuning(load_manifest(tiny_bundle), tuning(tiny_bundle, **changes))
+    with Encoder(tiny_bundle) as encoder:
+        assert "tuned" not in encoder.choice
+    assert message in caplog.text
+    assert f"corom tune {tiny_bundle}" in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"", b"[", b"[{}]", b"\xff", b'{"version": 1}'])
+def test_a_broken_cache_is_ignored_and_said(
+    tiny_bundle: Path, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    manifest = load_manifest(tiny_bundle)
+    file = tuning_file(manifest)
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    assert find_winner(tiny_bundle, manifest, "latency") is None
+    assert "cannot be read and is ignored" in caplog.text
+    save_tuning(manifest, tuning(tiny_bundle))  # and does not stand in the way of a new one
+    assert find_winner(tiny_bundle, manifest, "latency") == winner()
+
+
+def test_a_newer_cache_is_not_used(tiny_bundle: Path) -> None:
+    manifest = load_manifest(tiny_bundle)
+    save_tuning(manifest, tuning(tiny_bundle, version=TUNING_VERSION + 1))
+    assert find_winner(tiny_bundle, manifest, "latency") is None
+
+
+def test_machines_and_bundles_keep_their_own(tiny_bundle: Path) -> None:
+    manifest = load_manifest(tiny_bundle)
+    save_tuning(manifest, tuning(tiny_bundle, machine="another"))
+    save_tuning(manifest, tuning(tiny_bundle))
+    save_tuning(manifest, tuning(tiny_bundle, latency=winner(threads=7)))
+    found = find_winner(tiny_bundle, manifest, "latency")
+    assert found is not None
+    assert found.threads == 7
+    assert len(msgspec.json.decode(tuning_file(manifest).read_bytes())) == 2
+
+
+def test_a_goal_that_does_not_exist(tiny_bundle: Path) -> None:
+    for wrong in ("speed", None, ["latency"]):
+        with pytest.raises(InputError, match="allowed: 'throughput', 'latency', 'off'"):
+            Encoder(tiny_bundle, tuned=wrong)  # type: ignore[arg-type]
+
+
+# --- Choosing
+
+RUNGS = [
+    Contestant("a", "fp32", "corom", None, "bundle", {"backend": "onnxruntime"}),
+    Contestant("b", "bf16", "corom", None, "bundle", {"backend": "openvino"}),
+]
+
+
+@given(st.integers(1, 64))
+def test_ways_never_take_more_cpus_than_there_are_and_all_are_tried(cpus: int) -> None:
+    found = ways(RUNGS, cpus)
+    assert len(set(found)) == len(found)
+    assert all(1 <= way.threads * way.workers <= cpus for way in found)
+    for rung in RUNGS:
+        own = [way for way in found if way.precision == rung.precision]
+        assert Way(rung.job["backend"], rung.precision, cpus, 1) in own
+        assert Way(rung.job["backend"], rung.precision, 1, cpus) in own
+        assert Way(rung.job["backend"], rung.precision, 1, 1) in own
+
+
+figures = st.integers(1, 4).map(float)
+measurements = st.lists(
+    st.builds(
+        Measured,
+        way=st.builds(
+            Way, st.just("x"), st.just("fp32"), st.integers(1, 4), st.integers(1, 4)
+        ),
+        batch_tokens=st.sampled_from([1, 2]),
+        cosine_min=figures,
+        p50_ms=figures,
+        texts_per_second=figures,
+    ),
+    min_size=1,
+    max_size=12,
+)  # fmt: skip
+
+
+@given(measurements)
+def test_the_front_is_what_nothing_beats(found: list[Measured]) -> None:
+    front = pareto_front(found)
+    assert front
+    for one in found:
+        better = [
+            other
+            for other in found
+            if other.p50_ms <= one.p50_ms
+            and other.texts_per_second >= one.texts_per_second
+            and other.cosine_min >= one.cosine_min
+            and (
+                other.p50_ms < one.p50_ms
+                or other.texts_per_second > one.texts_per_second
+                or other.cosine_min > one.cosine_min
+            )
+        ]
+        assert (one in front) == (not better)
+
+
+@given(measurements)
+def test_the_fastest_of_each_kind_are_finalists(found: list[Measured]) -> None:
+    chosen = finalists(found)
+    assert max(one.texts_per_second for one in found) in {one.texts_per_second for one in chosen}
+    quickest = min(one.p50_ms for one in found)
+    assert any(one.way in {c.way for c in chosen} for one in found if one.p50_ms == quickest)
+    assert len({one.way for one in chosen}) == len(chosen) <= 6
+
+
+def test_a_way_below_the_parity_floor_is_not_timed(tiny_bundle: Path) -> None:
+    way = Way("onnxruntime", "fp32", 1, 1)
+    assert list(measure(tiny_bundle, way, ["头痛"], 1.1, 0.001)) == []
+    found = list(measure(tiny_bundle, way, ["头痛", "发烧"], 0.9999, 0.001))
+    assert [one.batch_tokens for one in found] == [512, 1024, 2048, 4096]
+    assert all(one.cosine_min > 0.9999 for one in found)
+
+
+# --- The command
+
+
+def test_tune_finds_keeps_and_auto_uses_it(
+    shell: Corom, tiny_bundle: Path, cache: Path, tmp_path: Path
+) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("头痛怎么办\n发烧吃什么药\n今天天气不错\n", "utf-8")
+    tune = f"COROM_CACHE={cache} corom tune {tiny_bundle} --texts {texts} --seconds 0.002"
+    done = shell(tune)
+    assert done.returncode == 0, done.stderr
+    assert "| fp32 onnxruntime |" in done.stdout
+    assert "latency" in done.stdout
+    assert f"kept for {load_manifest(tiny_bundle).name} on this machine" in done.stderr
+    embedded = shell(f"COROM_CACHE={cache} corom embed {tiny_bundle} 头痛")
+    assert "tuned for throughput" in embedded.stderr
+
+
+def test_tune_refuses_a_floor_that_nothing_reaches(
+    corom: Corom, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("头痛\n", "utf-8")
+    options = ["--seconds", "0.002", "--min-cosine", "1.0", "--texts", texts]
+    done = corom("tune", tiny_bundle, *options)
+    assert done.returncode in {0, 1}  # float rounding decides whether exactly 1 is reached
+    assert corom("tune", tiny_bundle, "--min-cosine", "1.5").returncode == 2
+
+
+def test_tune_interrupted_keeps_nothing(
+    start: Callable[..., subprocess.Popen[str]], tiny_bundle: Path, cache: Path
+) -> None:
+    with start("tune", tiny_bundle, "--seconds", "30") as process:
+        time.sleep(3)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 130, err
+    assert "Interrupted." in err
+    assert not cache.exists()
