@@ -6,12 +6,15 @@ A worker that dies is started again and its portions are computed again, on what
 import logging
 import os
 import signal
+import socket
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 from .cpus import available_cpus
 from .embedder import Advance, Described, Embedded, Say, at_its_place, describe
@@ -27,6 +30,11 @@ RETRIES = 3
 """How often a portion is computed again whose worker died: it may be what kills them."""
 PATIENCE_S = 30
 """After so long the user is told that workers do not start."""
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_NUM_REDIS_GET_RETRIES": "1",  # of 40 s each, for a cluster that crashed here
+}
+"""What Ray reads when it is imported; what a user has set stays."""
 
 
 class Machine(NamedTuple):
@@ -49,13 +57,14 @@ class Worker:
 
     def __init__(self, late: LateEncoder, options: EncodeOptions) -> None:
         self._late, self._options = late, options
+        self._life = uuid4().hex
 
     def describe(self) -> Described:
         """Return what this worker's encoder is."""
         return describe(self._late.encoder(), self._options)
 
-    def encode(self, texts: list[str], expected: Described) -> tuple[Vectors, int]:
-        """Return the vectors (N, H) and how many texts were cut.
+    def encode(self, texts: list[str], expected: Described) -> tuple[Vectors, int, str]:
+        """Return the vectors (N, H), how many texts were cut, and what only this process returns.
 
         Raises ``UnavailableError`` if a worker started on another machine has another encoder.
         """
@@ -64,7 +73,15 @@ class Worker:
         encoder = self._late.encoder()
         cut = encoder.truncated_texts
         vectors = encoder.encode(texts, **self._options)
-        return vectors, encoder.truncated_texts - cut
+        return vectors, encoder.truncated_texts - cut, self._life
+
+
+class Task(NamedTuple):
+    """A portion that a worker has in hand, and Ray's reference to what will come of it."""
+
+    portion: Portion
+    worker: Any
+    reference: Any
 
 
 class RayEmbedder:
@@ -81,37 +98,51 @@ class RayEmbedder:
             max_task_retries=RETRIES,
         )(Worker)
         self._workers = [actor.remote(late, options) for _ in range(team.workers)]
-        self.described = self._opened(say)
+        self._lives: dict[Any, str] = {}
+        self._flight: deque[Task] = deque()
+        self._say = say
+        self.described = self._opened()
 
     def embed(self, portions: Iterable[Portion], advance: Advance) -> Iterator[Embedded]:
         """Yield the portions with their vectors, in order; some are read ahead."""
         free = deque(self._workers * PORTIONS_A_WORKER)
         most = 2 * len(free)  # so that a slow worker does not keep the others waiting
         busy: dict[Any, Any] = {}
-        flight: deque[tuple[Portion, Any]] = deque()
         for portion in portions:
-            if len(flight) == most:
-                yield self._next(flight, advance)
+            if len(self._flight) == most:
+                yield self._next(advance)
             while not free:
                 for done in self._ray.wait(list(busy))[0]:
                     free.append(busy.pop(done))
             worker = free.popleft()
             reference = worker.encode.remote(portion.texts, self.described)
             busy[reference] = worker
-            flight.append((portion, reference))
-        while flight:
-            yield self._next(flight, advance)
+            self._flight.append(Task(portion, worker, reference))
+        while self._flight:
+            yield self._next(advance)
 
-    def _next(self, flight: deque[tuple[Portion, Any]], advance: Advance) -> Embedded:
-        portion, reference = flight.popleft()
+    def close(self) -> None:
+        """End the workers and what they have in hand, or Ray complains of it when it ends."""
+        for worker in self._workers:
+            self._ray.kill(worker)
+        if references := [task.reference for task in self._flight]:
+            self._ray.wait(references, num_returns=len(references), timeout=5)
+
+    def _next(self, advance: Advance) -> Embedded:
+        """Wait for the portion whose turn it is."""
+        portion, worker, reference = self._flight[0]
         try:
-            vectors, truncated_texts = self._got(reference)
+            vectors, truncated_texts, life = self._got(reference)
         except InputError as error:
             raise at_its_place(error, portion) from None
+        if self._lives.setdefault(worker, life) != life:
+            self._lives[worker] = life
+            self._say("A worker died and was started again; what it had in hand is not lost.")
+        self._flight.popleft()
         advance(portion.rows)
         return Embedded(portion, vectors, truncated_texts)
 
-    def _opened(self, say: Say) -> Described:
+    def _opened(self) -> Described:
         """Wait until every worker has its encoder; returns what they are."""
         waiting = [worker.describe.remote() for worker in self._workers]
         opened: list[Described] = []
@@ -119,7 +150,9 @@ class RayEmbedder:
             done, waiting = self._ray.wait(waiting, timeout=PATIENCE_S)
             opened += map(self._got, done)
             if not done:
-                say(f"{len(waiting)} of {len(self._workers)} workers wait for the cluster's CPUs.")
+                self._say(
+                    f"{len(waiting)} of {len(self._workers)} workers wait for the cluster's CPUs."
+                )
         for other in opened:
             if other != opened[0]:
                 raise _differ(opened[0], other)
@@ -156,7 +189,11 @@ def ray_embedder(
         team = plan_team(machines, num_workers, asked.get("threads"), asked.get("device", "auto"))
         say(f"workers: {team.workers}, threads of each: {team.threads}.")
         options_of_all = tuple(sorted((asked | {"threads": team.threads}).items()))
-        yield RayEmbedder(team, late._replace(options=options_of_all), options, say)
+        embedder = RayEmbedder(team, late._replace(options=options_of_all), options, say)
+        try:
+            yield embedder
+        finally:
+            embedder.close()
 
 
 def plan_team(
@@ -191,12 +228,16 @@ def plan_team(
 @contextmanager
 def _connected(say: Say) -> Iterator[list[Machine]]:
     """Join the cluster that there is, or start one; yields its machines."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     if find_spec("ray") is None:
         raise missing_extra("ray", "ray", "--engine ray")
     ray: Any = import_module("ray")
     terminate = signal.getsignal(signal.SIGTERM)
-    try:
+    with ExitStack() as stack:
+        # Ray notes every death there, at length, where results would go.
+        stack.enter_context(redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
+        stack.callback(ray.shutdown)
         _join_or_start(ray, say)
         signal.signal(signal.SIGTERM, terminate)  # Ray put its own in place
         yield [
@@ -204,8 +245,6 @@ def _connected(say: Say) -> Iterator[list[Machine]]:
             for node in ray.nodes()
             if node["Alive"]
         ]
-    finally:
-        ray.shutdown()
 
 
 def _join_or_start(ray: Any, say: Say) -> None:  # noqa: ANN401
@@ -214,20 +253,29 @@ def _join_or_start(ray: Any, say: Say) -> None:  # noqa: ANN401
     Not address="auto": it would also join what another job started for itself, and end with it.
     """
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    address = os.environ.get("RAY_ADDRESS", "")
     try:
-        ray.init(num_cpus=available_cpus(), include_dashboard=False, **quiet)
-    except ValueError:  # there is a cluster: it has the CPUs it has
-        pass
-    else:
-        say("There is no Ray cluster; one was started on this machine.")
-        return
-    try:
-        ray.init(**quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+        _knock(address)
+        try:
+            ray.init(num_cpus=available_cpus(), include_dashboard=False, **quiet)
+        except ValueError:  # there is a cluster: it has the CPUs it has
+            ray.init(**quiet)
+        else:
+            say("There is no Ray cluster; one was started on this machine.")
+    except (OSError, RuntimeError, ValueError) as error:
         raise UnavailableError(
-            f"the Ray cluster that RAY_ADDRESS or `ray start` names cannot be reached: {error}. "
-            "Unset RAY_ADDRESS, or run: ray stop. Without a cluster one is started here."
+            f"the Ray cluster{' at RAY_ADDRESS=' * bool(address)}{address} cannot be reached: "
+            f"{error}. If it asks for a token, set RAY_AUTH_MODE and RAY_AUTH_TOKEN as Ray's "
+            "documentation says. Without RAY_ADDRESS one is started on this machine (after a "
+            "`ray stop` if one crashed here)."
         ) from None
+
+
+def _knock(address: str) -> None:
+    """Raise ``OSError`` if nobody answers there: Ray would try for a quarter of an hour."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _differ(one: Described, other: Described) -> UnavailableError:

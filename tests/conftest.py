@@ -291,7 +291,7 @@ def start(offline_environment: dict[str, str]) -> Start:
     """Return the function that starts a real `corom` process, which Ctrl-C can interrupt."""
 
     def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        usual: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         # A job in the background of a shell starts with Ctrl-C ignored.
         default = signal.getsignal(signal.SIGINT)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -299,8 +299,7 @@ def start(offline_environment: dict[str, str]) -> Start:
             return subprocess.Popen(
                 [SCRIPT, *map(str, arguments)],
                 encoding="utf-8",
-                env=offline_environment,
-                **(pipes | options),
+                **(usual | {"env": offline_environment} | options),
             )
         finally:
             signal.signal(signal.SIGINT, default)
