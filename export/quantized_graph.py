@@ -1,0 +1,130 @@
+"""The fp32 graph rewritten into int8: every product with weights becomes one integer kernel.
+
+The form is QuantizeLinear, DequantizeLinear, MatMul of the standard domain. What makes engines
+execute it in integers, found by trying (benchmarks/README.md): inputs are unsigned 8 bit, weights
+signed, one scale a column; every MatMul has a DequantizeLinear of its own, even where the input is
+shared. Everything between the products stays in fp32, embeddings too.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import helper, numpy_helper
+from torch import nn
+
+from .calibration import Inputs, linear_inputs
+from .checkpoint import Checkpoint
+from .encoder import TorchEncoder
+from .graph import save_graph
+from .quantization import InputScheme, choose_scheme, corrected_bias, int8_weights
+
+INT8_GRAPH = "onnx/model_int8.onnx"
+
+
+def export_int8_graph(
+    graph: Path, path: Path, encoder: TorchEncoder, checkpoint: Checkpoint, texts: list[str]
+) -> None:
+    """Write the int8 form of an fp32 graph of this encoder, with scales chosen on ``texts``."""
+    model = onnx.load(graph)
+    linears = {n: m for n, m in encoder.named_modules() if isinstance(m, nn.Linear)}
+    products = _products(model, linears)
+    inputs = linear_inputs(encoder, checkpoint, texts)
+    rewriting = _Rewriting(model)
+    for tensor in dict.fromkeys(node.input[0] for node in products.values()):
+        names = [name for name, node in products.items() if node.input[0] == tensor]
+        seen = inputs[names[0]]
+        scheme = choose_scheme(seen, [linears[name].weight for name in names])
+        rewriting.quantize_input(tensor, scheme)
+        for name in names:
+            rewriting.quantize_product(name, products[name], linears[name], seen, scheme)
+    rewriting.finish()
+    save_graph(model, path)
+
+
+def _products(model: onnx.ModelProto, linears: dict[str, nn.Linear]) -> dict[str, onnx.NodeProto]:
+    """Return the MatMul of each linear layer; its bias, added next, bears the layer's name."""
+    made_by = {node.output[0]: node for node in model.graph.node}
+    products = {}
+    for node in model.graph.node:
+        for bias in node.input:
+            name = bias.removesuffix(".bias")
+            if node.op_type == "Add" and name in linears and bias != name:
+                (product,) = (made_by[i] for i in node.input if i != bias)
+                products[name] = product
+    if products.keys() != linears.keys():
+        raise RuntimeError(f"no MatMul found for {sorted(linears.keys() - products.keys())}")
+    return products
+
+
+class _Rewriting:
+    """Collects what replaces the products of a graph."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._model = model
+        self._before: dict[str, list[onnx.NodeProto]] = {}
+        """Nodes to put before the node that gives a tensor's first product."""
+        self._constants: dict[str, onnx.TensorProto] = {
+            tensor.name: tensor for tensor in model.graph.initializer
+        }
+
+    def quantize_input(self, tensor: str, scheme: InputScheme) -> None:
+        """Add the 8-bit form of a tensor."""
+        factors = self._constant(f"{tensor}.factors", scheme.factors.numpy())
+        scale = self._constant(f"{tensor}.scale", np.float32(scheme.scale))
+        zero = self._constant(f"{tensor}.zero", np.uint8(scheme.zero))
+        self._before[tensor] = [
+            helper.make_node("Mul", [tensor, factors], [f"{tensor}.even"]),
+            helper.make_node(
+                "QuantizeLinear", [f"{tensor}.even", scale, zero], [f"{tensor}.codes"]
+            ),
+        ]
+
+    def quantize_product(
+        self,
+        name: str,
+        product: onnx.NodeProto,
+        linear: nn.Linear,
+        inputs: Inputs,
+        scheme: InputScheme,
+    ) -> None:
+        """Let a product multiply codes; its layer's bias is corrected."""
+        tensor = product.input[0]
+        with torch.inference_mode():
+            weights = int8_weights(linear.weight, scheme)
+            bias = corrected_bias(inputs, linear.weight, linear.bias, scheme)
+        codes = self._constant(f"{name}.codes", weights.codes.numpy().T)
+        scales = self._constant(f"{name}.scales", weights.scales.numpy())
+        zeros = self._constant(f"{name}.zeros", np.zeros(len(weights.scales), np.int8))
+        self._constant(f"{name}.bias", bias.numpy())
+        self._before.setdefault(product.output[0], []).extend(
+            [
+                helper.make_node(
+                    "DequantizeLinear",
+                    [f"{tensor}.codes", f"{tensor}.scale", f"{tensor}.zero"],
+                    [f"{name}.input"],
+                ),
+                helper.make_node(
+                    "DequantizeLinear", [codes, scales, zeros], [f"{name}.weight"], axis=1
+                ),
+            ]
+        )
+        product.input[:] = [f"{name}.input", f"{name}.weight"]
+
+    def finish(self) -> None:
+        """Put everything in its place, in an order of execution."""
+        nodes = []
+        for node in self._model.graph.node:
+            nodes += self._before.pop(node.output[0], []) if node.op_type == "MatMul" else []
+            nodes.append(node)
+            nodes += self._before.pop(node.output[0], [])
+        del self._model.graph.node[:]
+        self._model.graph.node.extend(nodes)
+        used = {name for node in nodes for name in node.input}
+        del self._model.graph.initializer[:]
+        self._model.graph.initializer.extend(t for n, t in self._constants.items() if n in used)
+
+    def _constant(self, name: str, value: np.ndarray | np.generic) -> str:
+        self._constants[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+        return name
