@@ -36,12 +36,13 @@ def seconds(bundle: str, corpus: Path, options: list[str]) -> float:
 
 def measure(bundle: str, corpus: Path, rounds: int, options: list[str]) -> dict[str, Any]:
     """Return for each engine the median rates, and the median ratio to the local one."""
-    rows = len(corpus.read_bytes().splitlines())
+    lines = corpus.read_bytes().splitlines(keepends=True)
+    rows = len(lines)
     whole: dict[str, list[float]] = {name: [] for name in ENGINES}
     steady: dict[str, list[float]] = {name: [] for name in ENGINES}
     with tempfile.TemporaryDirectory() as folder:
         one = Path(folder, f"one{corpus.suffix}")
-        one.write_bytes(corpus.read_bytes().splitlines(keepends=True)[0])
+        one.write_bytes(lines[0])
         for _ in range(rounds):
             for name, more in ENGINES.items():
                 start = seconds(bundle, one, options + more)

@@ -29,8 +29,8 @@ from .writers import SUFFIXES, open_writer
     "sources",
     multiple=True,
     metavar="FILE|-",
-    help=f"Read rows of text ({', '.join(KINDS)}, .gz of each; a glob pattern; - for standard "
-    "input), may be repeated.",
+    help=f"Read rows of text ({', '.join(KINDS)}, .gz of each; a glob pattern; a URL; - for "
+    "standard input), may be repeated.",
 )
 @click.option(
     "-o",

@@ -14,6 +14,7 @@ import msgspec
 from .errors import InputError
 from .manifest import sha256_of
 from .rows import STDIN, BadRow, Columns, Row, read_rows
+from .urls import is_url, matching_urls, measure_url
 
 
 class InputFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -71,7 +72,7 @@ class Corpus:
     @property
     def can_be_read_twice(self) -> bool:
         """Whether rows may be read before the work: not from standard input or a pipe."""
-        return all(Path(name).is_file() for name in self.names)
+        return all(is_url(name) or Path(name).is_file() for name in self.names)
 
     def files(self) -> tuple[InputFile, ...]:
         """Return the files with their hashes."""
@@ -105,6 +106,8 @@ def _matching(pattern: str) -> list[str]:
     """Return the files that a name or glob pattern stands for, sorted; "-" is standard input."""
     if pattern == STDIN or Path(pattern).exists():
         return [pattern]
+    if is_url(pattern):
+        return matching_urls(pattern)
     matches = glob.glob(pattern, recursive=True)  # noqa: PTH207  # Path has none from the root
     found = sorted(name for name in matches if Path(name).is_file())
     if not found:
@@ -114,6 +117,9 @@ def _matching(pattern: str) -> list[str]:
 
 
 def _described(name: str) -> InputFile:
+    if is_url(name):
+        digest, size = measure_url(name)
+        return InputFile(name=name, sha256=digest, size_bytes=size)
     if not Path(name).is_file():
         return InputFile(name=name, sha256=None, size_bytes=None)
     try:

@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import count
 from pathlib import Path
-from typing import IO, Any, BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple, cast
 
 import msgspec
 
 from .errors import InputError, missing_extra
+from .urls import is_url, open_url
 
 STDIN = "-"
 DEFAULT_TEXT = "text"
@@ -91,8 +92,16 @@ def _opened(name: str, *, packed: bool) -> AbstractContextManager[BinaryIO]:
             raise InputError("standard input is closed.")
         return nullcontext(sys.stdin.buffer)
     opener: Any = gzip.open if packed else open
+    if is_url(name):
+        return _unpacked(open_url(name)) if packed else open_url(name)
     file: AbstractContextManager[BinaryIO] = opener(name, "rb")
     return file
+
+
+@contextmanager
+def _unpacked(source: BinaryIO) -> Iterator[BinaryIO]:
+    with source, gzip.open(source) as file:
+        yield cast("BinaryIO", file)
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, str | None]]:

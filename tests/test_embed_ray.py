@@ -120,29 +120,34 @@ def test_killed_workers_cost_no_row_and_the_folder_is_the_same_to_the_byte(
 
 
 @needs_ray
-def test_interrupted_and_killed_it_goes_on_with_ray_or_without(
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGKILL, -9, marks=pytest.mark.slow)],
+)
+def test_interrupted_or_killed_it_goes_on_without_ray(
     start: Start,
     corom: Corom,
     command: Callable[..., list[Any]],
     whole: dict[str, str],
     tmp_path: Path,
+    sent: int,
+    code: int,
 ) -> None:
     folder = tmp_path / "vectors"
-    for sent, code in ((signal.SIGINT, 130), (signal.SIGKILL, -9)):
-        before = shards(folder)
-        with start(*command(folder, *RAY)) as process:
-            wait_for(lambda: shards(folder) >= before + 2, process)  # noqa: B023
-            alive = workers(process)
-            process.send_signal(sent)
-            _, err = process.communicate()
-        assert process.returncode == code, err
-        assert "Traceback" not in err
-        assert not (folder / "_manifest.json").exists()
-        psutil.wait_procs(alive, timeout=30)
-        assert not [p for p in alive if p.is_running()], "a worker was left behind"
-        if sent == signal.SIGINT:
-            assert err.splitlines()[-1] == "Interrupted."
-            assert not list(folder.glob(".*"))
+    with start(*command(folder, *RAY)) as process:
+        wait_for(lambda: shards(folder) >= 2, process)
+        alive = workers(process)
+        process.send_signal(sent)
+        _, err = process.communicate()
+    assert process.returncode == code, err
+    assert "Traceback" not in err
+    assert not (folder / "_manifest.json").exists()
+    assert alive
+    psutil.wait_procs(alive, timeout=30)
+    assert not [p for p in alive if p.is_running()], "a worker was left behind"
+    if sent == signal.SIGINT:
+        assert err.splitlines()[-1] == "Interrupted."
+        assert not list(folder.glob(".*"))
     done = corom(*command(folder))
     assert done.returncode == 0, done.stderr
     assert "Going on: " in done.stderr
@@ -150,13 +155,24 @@ def test_interrupted_and_killed_it_goes_on_with_ray_or_without(
 
 
 @needs_ray
-def test_a_text_that_is_refused_is_named_with_its_row(
-    corom: Corom, command: Callable[..., list[Any]], tmp_path: Path
+@pytest.mark.slow
+def test_ray_goes_on_where_another_stopped_and_names_the_text_it_refuses(
+    corom: Corom,
+    command: Callable[..., list[Any]],
+    whole: dict[str, str],
+    tmp_path: Path,
 ) -> None:
     done = corom(*command(tmp_path / "vectors", *RAY, "--error-on-truncate"))
     assert done.returncode == 2
     assert "(Text 0 is row " in done.stderr
     assert len(done.stderr.splitlines()) == 4, done.stderr
+    folder = tmp_path / "whole"
+    (folder / "_manifest.json").rename(folder / "_manifest.json.partial")
+    (folder / "part-00030.parquet").unlink()
+    done = corom(*command(folder, *RAY))
+    assert "part-00030.parquet is not as it was written" in done.stderr
+    assert "Going on: 1,499 vectors" in done.stderr
+    assert contents(folder) == whole
 
 
 @pytest.fixture

@@ -1,0 +1,64 @@
+"""Input behind URLs (s3://, gs://, hdfs://, https://, file://, …), read through fsspec."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO, cast
+
+from .errors import CoromError, InputError, UnavailableError, missing_extra
+
+
+def is_url(name: str) -> bool:
+    """Return whether this names a place that fsspec reads, and no path."""
+    return "://" in name
+
+
+def matching_urls(pattern: str) -> list[str]:
+    """Return the files that a URL or a glob pattern of one stands for, sorted."""
+    with _errors_of(pattern):
+        files, path = _filesystem(pattern)
+        paths = sorted(files.glob(path)) if "*" in path else [path]
+        found = [str(files.unstrip_protocol(p)) for p in paths if files.isfile(p)]
+    if not found:
+        raise InputError(
+            f"{'no file matches' if '*' in pattern else 'there is no file'} '{pattern}'."
+        )
+    return found
+
+
+def open_url(name: str) -> BinaryIO:
+    """Open a file to read."""
+    with _errors_of(name):
+        files, path = _filesystem(name)
+        return cast("BinaryIO", files.open(path, "rb"))
+
+
+def measure_url(name: str) -> tuple[str, int]:
+    """Return the sha256 and the size of a file, which is read for it."""
+    with _errors_of(name), open_url(name) as file:
+        digest, size = hashlib.sha256(), 0
+        while part := file.read(1 << 20):  # file_digest wants more of a file than all of them have
+            digest.update(part)
+            size += len(part)
+        return digest.hexdigest(), size
+
+
+def _filesystem(name: str) -> tuple[Any, str]:
+    try:
+        from fsspec.core import url_to_fs
+    except ImportError:
+        raise missing_extra("fsspec", "ray", "Input behind a URL") from None
+    files, path = url_to_fs(name)
+    return files, str(path)
+
+
+@contextmanager
+def _errors_of(name: str) -> Iterator[None]:
+    try:
+        yield
+    except CoromError:
+        raise
+    except ImportError as error:  # the package for this kind of URL
+        raise UnavailableError(f"'{name}' cannot be read: {error}.") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"'{name}' cannot be read: {error}.") from None
