@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 
 from corom.runtime.cache import cache_root
+from corom.runtime.engine_cache import file_lock
 
 from .peer_process import PeerError
 
@@ -41,10 +42,15 @@ def ensure_environment(environment: str, requirements: str | None = None) -> Pat
     wanted = requirements_of(environment) if requirements is None else requirements
     folder = environment_folder(environment, wanted)
     python = folder / ("Scripts" if sys.platform == "win32" else "bin") / "python"
-    if (folder / COMPLETE).exists():
-        return python
-    shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    with file_lock(folder.with_suffix(".lock")):
+        if not (folder / COMPLETE).exists():
+            _install(folder, python, wanted)
+    return python
+
+
+def _install(folder: Path, python: Path, wanted: str) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
     base = Path(sys.base_prefix) / "bin" / "python3"
     interpreter = base if base.exists() else Path(sys.executable)
     _run([interpreter, "-m", "venv", folder])
@@ -54,7 +60,6 @@ def ensure_environment(environment: str, requirements: str | None = None) -> Pat
     install = ["-m", "pip", "install", "--disable-pip-version-check", "--quiet"]
     _run([python, *install, "--no-deps", "-r", listed])
     (folder / COMPLETE).touch()
-    return python
 
 
 def _run(command: list[str | Path]) -> None:

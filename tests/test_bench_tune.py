@@ -18,6 +18,7 @@ from corom.benchmarks.contestants import Contestant
 from corom.benchmarks.tuning import Measured, Way, finalists, measure, pareto_front, ways
 from corom.runtime import Encoder, load_manifest
 from corom.runtime.errors import InputError
+from corom.runtime.golden import GOLDEN_NAME, Golden, load_golden, save_golden
 from corom.runtime.tuning import (
     TUNING_VERSION,
     Tuning,
@@ -236,15 +237,17 @@ def test_tune_finds_keeps_and_auto_uses_it(
     assert "tuned for throughput" in embedded.stderr
 
 
-def test_tune_refuses_a_floor_that_nothing_reaches(
-    corom: Corom, tiny_bundle: Path, tmp_path: Path
+def test_tune_refuses_when_nothing_reaches_the_floor(
+    shell: Corom, altered: Path, rehash: Callable[..., None], cache: Path
 ) -> None:
-    texts = tmp_path / "texts.txt"
-    texts.write_text("头痛\n", "utf-8")
-    options = ["--seconds", "0.002", "--min-cosine", "1.0", "--texts", texts]
-    done = corom("tune", tiny_bundle, *options)
-    assert done.returncode in {0, 1}  # float rounding decides whether exactly 1 is reached
-    assert corom("tune", tiny_bundle, "--min-cosine", "1.5").returncode == 2
+    golden = load_golden(altered / GOLDEN_NAME)
+    save_golden(altered / GOLDEN_NAME, Golden(golden.texts, golden.vectors[::-1].copy()))
+    rehash(altered)
+    done = shell(f"COROM_CACHE={cache} corom tune {altered} --seconds 0.002")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "nothing here reaches a cosine of 0.999 to torch" in done.stderr
+    assert not (cache / "tuning").exists()
+    assert shell(f"corom tune {altered} --min-cosine 1.5").returncode == 2
 
 
 def test_tune_interrupted_keeps_nothing(
