@@ -14,7 +14,7 @@ from typing import Any
 import click
 import numpy as np
 
-from corom.export.parity import read_parity_texts
+from corom.export.parity import read_texts
 from corom.runtime import Tasks, pipeline
 
 from .machine import describe_machine
@@ -36,7 +36,7 @@ json.dump(found, open(outputs, "w"))
 @click.option("--python", "interpreter", required=True, help="An interpreter with modelscope.")
 def main(checkpoint: Path, bundle: Path, interpreter: str) -> None:
     """Print the largest differences, as JSON."""
-    texts = read_parity_texts(None)
+    texts = read_texts(None, "parity")
     inputs: list[dict[str, list[str]]] = [
         {"source_sentence": texts[:1], "sentences_to_compare": texts[1:140]},
         {"source_sentence": texts[140:]},

@@ -20,6 +20,7 @@ from corom.runtime.manifest import (
 )
 from corom.runtime.sidecar import Flavour, mismatches, sidecar_path
 
+from .calibration import BETTER_YOUR_OWN, read_calibration_texts
 from .checkpoint import Checkpoint, load_checkpoint
 from .encoder import TorchEncoder
 from .engine import (
@@ -30,19 +31,24 @@ from .engine import (
     save_engine,
     save_sidecar,
 )
+from .errors import RungError
 from .graph import export_graph
-from .parity import choose_golden, pass_gate, read_parity_texts, reference_golden
-from .precision import ENGINE_GRAPH, HALF_GRAPH, export_half_graphs
+from .parity import (
+    choose_golden,
+    pass_gate,
+    read_texts,
+    reference_golden,
+)
+from .precision import ENGINE_GRAPH
 from .profiles import chosen_profiles, profile_code
 from .readme import bundle_readme
 from .recipe import Recipe
 from .reference import Reference
-from .rounding import check_rounding
+from .rungs import GRAPHS, make_rungs, prove_variants, require_rungs
 from .sources import resolve_source
 from .staging import staged
 
-GRAPHS: dict[Precision, str] = {"fp32": "onnx/model.onnx", "fp16": HALF_GRAPH}
-TOOLS = ("corom", "onnx", "onnxruntime", "tokenizers", "torch", "transformers")
+TOOLS = ("corom", "onnx", "onnxruntime", "openvino", "tokenizers", "torch", "transformers")
 
 
 def export_bundle(
@@ -52,6 +58,7 @@ def export_bundle(
     precisions: Sequence[Precision] = ("fp32",),
     engines: Sequence[Flavour] = (),
     parity_texts: Path | None = None,
+    calibration_texts: Path | None = None,
     revision: str | None = None,
     offline: bool = False,
     overwrite: bool = False,
@@ -62,17 +69,21 @@ def export_bundle(
     """Turn a checkpoint into a bundle at ``output`` and return its manifest.
 
     ``source``: a folder, a recipe name or .toml file, ``modelscope:ID`` or ``hf:ID``.
-    ``precisions``: fp32 is always there, engines bring fp16. ``overrides``: fields of ``Recipe``
-    that replace what the recipe and the checkpoint say; None replaces nothing. ``say`` is told each
-    stage as it begins, ``progress`` each step of building an engine.
+    ``precisions``: fp32 is always there, engines bring fp16. ``calibration_texts``: a file of texts
+    that int8's scales are chosen on; None takes the parity texts. ``overrides``: fields of
+    ``Recipe`` that replace what the recipe and the checkpoint say; None replaces nothing. ``say``
+    is told each stage as it begins, ``progress`` each step of building an engine.
 
     Raises ``ParityError`` if vectors differ from torch by more than the recipe allows, and
     ``InputError`` for a source, option or folder that cannot be used, and ``UnavailableError`` if
-    an engine cannot be built on this machine. Nothing is published then.
+    a precision or an engine cannot be had on this machine. Nothing is published then. Raises
+    ``RungError`` if lower precisions fail and the bundle was published without them.
     """
     for flavour in engines:
         require_builder(flavour)
-    texts = read_parity_texts(parity_texts)
+    require_rungs(precisions)
+    texts = read_texts(parity_texts, "parity")
+    calibration = read_calibration_texts(calibration_texts, precisions)
     with staged(output, overwrite=overwrite) as staging:
         say("Reading the checkpoint")
         resolved = resolve_source(source, revision=revision, offline=offline)
@@ -86,15 +97,22 @@ def export_bundle(
         say("Exporting the ONNX graph")
         encoder = TorchEncoder(checkpoint)
         export_graph(encoder, staging / GRAPHS["fp32"], recipe.opset)
-        made: list[Precision] = ["fp32"]
-        if engines or "fp16" in precisions:
-            say("Exporting the fp16 graph and executing it in fp16 arithmetic")
-            half = export_half_graphs(encoder, staging, recipe.opset, for_engines=bool(engines))
-            rounded = check_rounding(
-                half, reference, golden, checkpoint, recipe.tolerance_for("fp16")
-            )
-            say(f"Every result rounded to fp16, the cosine is at least {rounded.cosine_min:.7f}")
-            made.append("fp16")
+        required: set[Precision] = {"fp32", "fp16"} if engines else {"fp32"}
+        wanted = required | set(precisions)
+        if "int8" in wanted and calibration_texts is None:
+            say(BETTER_YOUR_OWN)
+        made, failures = make_rungs(
+            wanted,
+            bool(engines),
+            staging,
+            encoder,
+            reference,
+            golden,
+            checkpoint,
+            recipe,
+            calibration,
+            say,
+        )
         built_engines = []
         for flavour in engines:
             profiles = chosen_profiles(recipe.engine, checkpoint.max_length)
@@ -104,21 +122,20 @@ def export_bundle(
             built_engines.append(built)
         say("Measuring parity with torch")
         manifest = _stage_manifest(staging, checkpoint, recipe, output.name, made)
-        variants = tuple(
-            msgspec.structs.replace(
-                v, parity={"onnxruntime": pass_gate(staging, v, golden, reference)}
-            )
-            for v in manifest.variants
-        )
+        ladder = prove_variants(staging, manifest.variants, golden, reference, required)
+        failures += ladder.failures
         for built in built_engines:
             if not mismatches(built.sidecar, this_machine()):
                 say(f"Measuring parity of {built.name} with torch")
-                _prove_engine(staging, manifest, built, variants[-1], golden, reference)
+                fp16 = next(v for v in manifest.variants if v.precision == "fp16")
+                _prove_engine(staging, manifest, built, fp16, golden, reference)
         say("Publishing")
-        manifest = msgspec.structs.replace(manifest, variants=variants)
+        manifest = msgspec.structs.replace(manifest, variants=ladder.variants)
         (staging / "README.md").write_text(bundle_readme(manifest, recipe), encoding="utf-8")
         manifest = msgspec.structs.replace(manifest, files=describe_files(staging))
         save_manifest(manifest, staging)
+    if failures:
+        raise RungError(failures, output, manifest)
     return manifest
 
 
@@ -181,7 +198,14 @@ def _stage_manifest(
         default_prompt_name=checkpoint.default_prompt_name,
         files=describe_files(staging),
         variants=variants,
-        tools={tool: metadata.version(tool) for tool in TOOLS},
+        tools={tool: version for tool in TOOLS if (version := _version(tool))},
     )
     save_manifest(manifest, staging)
     return manifest
+
+
+def _version(tool: str) -> str | None:
+    try:
+        return metadata.version(tool)
+    except metadata.PackageNotFoundError:  # an extra that is not installed
+        return None

@@ -3,19 +3,29 @@
 Letters in shapes: B texts, S tokens, T tokens that are kept, K values of one token.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from corom.runtime.batching import attention_mask, pad, plan_batches
+from corom.runtime.errors import InputError
+from corom.runtime.manifest import Precision
 from corom.runtime.tokens import Tokenizer
 
 from .checkpoint import Checkpoint
 from .encoder import TorchEncoder
+from .parity import read_texts
 
+LEAST_TEXTS, MOST_TEXTS = 32, 512
+"""Fewer say too little of what is to come; more are thinned out, they change nothing."""
+BETTER_YOUR_OWN = (
+    "int8 is fitted to the texts that come with corom. Texts like those to come fit better: "
+    "--calibration-texts FILE"
+)
 SAMPLE_ROWS = 768
 """Rows kept of each input: more do not change the scales that are chosen."""
 BATCH_TOKENS = 4096
@@ -30,6 +40,17 @@ class Inputs(NamedTuple):
     """(K,) smallest value of each column over all texts."""
     high: Tensor
     """(K,) largest value of each column over all texts."""
+
+
+def read_calibration_texts(file: Path | None, precisions: Collection[Precision]) -> list[str]:
+    """Return the texts of a file, at most ``MOST_TEXTS`` spread over it, for None the parity texts.
+
+    Raises ``InputError`` for a file without use, not UTF-8 or with too few texts.
+    """
+    if file is not None and "int8" not in precisions:
+        raise InputError("calibration texts are for int8 only: add --precision int8.")
+    texts = read_texts(file, "choosing the scales of int8", LEAST_TEXTS)
+    return texts[:: -(-len(texts) // MOST_TEXTS)]
 
 
 def linear_inputs(

@@ -28,8 +28,8 @@ from corom.runtime.parity_table import parity_table, variant_rows
     "--precision",
     "precisions",
     multiple=True,
-    type=click.Choice(["fp32", "fp16"]),
-    help="Graphs to make, may be repeated; fp32 is always made.",
+    type=click.Choice(["fp32", "bf16", "fp16", "int8"]),
+    help="Precisions to prove, may be repeated; fp32 always is. bf16 needs a CPU that has it.",
 )
 @click.option(
     "--engine",
@@ -58,6 +58,13 @@ from corom.runtime.parity_table import parity_table, variant_rows
     metavar="FILE",
     help="Texts for the parity gate, one a line; default: those that come with corom.",
 )
+@click.option(
+    "--calibration-texts",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Texts like those to come, one a line, that int8 is fitted to; default: those that come "
+    "with corom.",
+)
 @click.option("--revision", help="Revision of a modelscope: or hf: source.")
 @click.option("--offline", is_flag=True, help="Use only what was fetched before.")
 @click.option("--overwrite", is_flag=True, help="Replace what is at BUNDLE.")
@@ -69,6 +76,7 @@ def export(source: str, output: Path, pooling: str, as_json: bool, **options: An
     """
     _require_packages()
     from .bundle import export_bundle
+    from .errors import RungError
 
     console = Console(stderr=True)
     with console.status("Starting") as status:
@@ -83,9 +91,13 @@ def export(source: str, output: Path, pooling: str, as_json: bool, **options: An
             status.update(f"TensorRT: {phase} {done}/{steps}")
 
         chosen = None if pooling == "auto" else pooling
-        manifest = export_bundle(
-            source, output, pooling=chosen, say=say, progress=progress, **options
-        )
+        try:
+            manifest = export_bundle(
+                source, output, pooling=chosen, say=say, progress=progress, **options
+            )
+        except RungError as error:
+            _report(error.manifest, output, as_json=as_json)
+            raise
     _report(manifest, output, as_json=as_json)
 
 

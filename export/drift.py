@@ -12,7 +12,8 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 
-from corom.runtime.manifest import Tolerance
+from corom.runtime.backend_openvino import execute_once
+from corom.runtime.manifest import Precision, Tolerance
 from corom.runtime.parity import row_cosines
 
 from .reference import Reference
@@ -32,13 +33,26 @@ class LayerDrift(NamedTuple):
         return not within
 
 
-def layer_drifts(graph: Path, reference: Reference, token_ids: list[int]) -> list[LayerDrift]:
+def layer_drifts(
+    graph: Path,
+    reference: Reference,
+    token_ids: list[int],
+    backend: str = "onnxruntime",
+    precision: Precision = "fp32",
+) -> list[LayerDrift]:
     """Return the drift of each layer of an ONNX graph on one text, from the embeddings up.
 
     Empty if the graph's layers cannot be told apart (not one LayerNormalization for each).
     """
     ids = np.array([token_ids], np.int64)
-    return drifts_from(reference, ids, _normalization_outputs(graph, ids, np.ones_like(ids)))
+    names, model = _normalizations(graph)
+    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    if backend == "openvino":
+        found = execute_once(model, feeds, precision)
+    else:
+        session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+        found = session.run(names, feeds)
+    return drifts_from(reference, ids, [np.asarray(output, np.float32) for output in found])
 
 
 def drifts_from(
@@ -73,15 +87,10 @@ def _drift(
     return LayerDrift(name, float(np.nan_to_num(cosine, nan=-1.0)), float(error))
 
 
-def _normalization_outputs(
-    graph: Path, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64]
-) -> list[npt.NDArray[np.float32]]:
+def _normalizations(graph: Path) -> tuple[list[str], bytes]:
+    """Return the names of what the layers give, and the graph with these as its outputs."""
     model = onnx.load(graph)
     names = [n.output[0] for n in model.graph.node if n.op_type == "LayerNormalization"]
     del model.graph.output[:]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    outputs = session.run(names, {"input_ids": ids, "attention_mask": mask})
-    return [np.asarray(output, np.float32) for output in outputs]
+    return names, model.SerializeToString()

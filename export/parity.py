@@ -14,12 +14,16 @@ from .checkpoint import Checkpoint
 from .drift import first_drift, layer_drifts
 from .reference import Reference, reference_token_ids
 
+NOTHING_PUBLISHED = "Nothing was published."
 GOLDEN_TEXTS = 32
 """Texts whose reference vectors travel in the bundle."""
 
 
-def read_parity_texts(file: Path | None) -> list[str]:
-    """Return the texts of a file, one a line, or those that come with corom for None."""
+def read_texts(file: Path | None, purpose: str, at_least: int = 2) -> list[str]:
+    """Return the texts of a file, one a line, or those that come with corom for None.
+
+    Raises ``InputError`` for a file that is not UTF-8 or has too few texts for ``purpose``.
+    """
     if file is None:
         content = resources.files("corom.export").joinpath("parity_texts.txt").read_bytes()
     else:
@@ -31,8 +35,10 @@ def read_parity_texts(file: Path | None) -> list[str]:
         texts = [line for line in content.decode().split("\n") if line]
     except UnicodeDecodeError as error:
         raise InputError(f"'{file}' is not UTF-8 (byte {error.start}).") from None
-    if len(texts) < 2:
-        raise InputError(f"'{file}' has {len(texts)} texts; parity needs at least 2.")
+    if len(texts) < at_least:
+        raise InputError(
+            f"'{file}' has {len(texts)} texts; {purpose} needs at least {at_least}, one a line."
+        )
     return texts
 
 
@@ -55,12 +61,11 @@ def pass_gate(
         if not failures:
             return parity
         token_ids = encoder.token_ids([parity.worst_text])[0]
-    drifts = layer_drifts(staging / variant.file, reference, token_ids)
+    drifts = layer_drifts(staging / variant.file, reference, token_ids, backend, variant.precision)
     raise ParityError(
         f"{variant.precision} by {backend} failed parity with torch: {'; '.join(failures)}.\n"
         f"Worst text: {parity.worst_text[:200]}\n"
-        f"First layer that drifts: {first_drift(drifts, variant.tolerance)}\n"
-        "Nothing was published."
+        f"First layer that drifts: {first_drift(drifts, variant.tolerance)}"
     )
 
 
@@ -84,6 +89,6 @@ def reference_golden(checkpoint: Checkpoint, reference: Reference, texts: list[s
             raise ParityError(
                 "the tokenizer differs from transformers' tokenizer for this checkpoint.\n"
                 f"Text: {text[:200]}\nFound: {got[:20]}\nExpected: {want[:20]}\n"
-                "Nothing was published."
+                f"{NOTHING_PUBLISHED}"
             )
     return Golden(texts, reference.vectors(expected))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .calibration import Inputs
 
-MIGRATIONS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9)
+MIGRATIONS = (0.0, 0.6, 0.7, 0.8, 0.9, 1.0)
 """How much of the difference between columns goes into the weights."""
 KEPT_RANGES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 """Shares of the range from the smallest to the largest value that are not cut."""

@@ -6,9 +6,11 @@ signed, one scale a column; every MatMul has a DequantizeLinear of its own, even
 shared. Everything between the products stays in fp32, embeddings too.
 """
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import torch
 from onnx import helper, numpy_helper
@@ -20,14 +22,15 @@ from .encoder import TorchEncoder
 from .graph import save_graph
 from .quantization import InputScheme, choose_scheme, corrected_bias, int8_weights
 
+FP32_GRAPH = "onnx/model.onnx"
 INT8_GRAPH = "onnx/model_int8.onnx"
 
 
 def export_int8_graph(
-    graph: Path, path: Path, encoder: TorchEncoder, checkpoint: Checkpoint, texts: list[str]
+    folder: Path, encoder: TorchEncoder, checkpoint: Checkpoint, texts: list[str]
 ) -> None:
-    """Write the int8 form of an fp32 graph of this encoder, with scales chosen on ``texts``."""
-    model = onnx.load(graph)
+    """Write the int8 form of the folder's fp32 graph, with scales chosen on ``texts``."""
+    model = onnx.load(folder / FP32_GRAPH)
     linears = {n: m for n, m in encoder.named_modules() if isinstance(m, nn.Linear)}
     products = _products(model, linears)
     inputs = linear_inputs(encoder, checkpoint, texts)
@@ -40,22 +43,27 @@ def export_int8_graph(
         for name in names:
             rewriting.quantize_product(name, products[name], linears[name], seen, scheme)
     rewriting.finish()
-    save_graph(model, path)
+    save_graph(model, folder / INT8_GRAPH)
 
 
 def _products(model: onnx.ModelProto, linears: dict[str, nn.Linear]) -> dict[str, onnx.NodeProto]:
-    """Return the MatMul of each linear layer; its bias, added next, bears the layer's name."""
-    made_by = {node.output[0]: node for node in model.graph.node}
+    """Return the MatMul of each linear layer, known by its weights: the exporter names neither."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    names: dict[bytes, list[str]] = {}
+    for name, linear in linears.items():
+        names.setdefault(_digest(linear.weight.numpy().T), []).append(name)
     products = {}
     for node in model.graph.node:
-        for bias in node.input:
-            name = bias.removesuffix(".bias")
-            if node.op_type == "Add" and name in linears and bias != name:
-                (product,) = (made_by[i] for i in node.input if i != bias)
-                products[name] = product
-    if products.keys() != linears.keys():
-        raise RuntimeError(f"no MatMul found for {sorted(linears.keys() - products.keys())}")
+        if node.op_type == "MatMul" and node.input[1] in constants:
+            weight = numpy_helper.to_array(constants[node.input[1]])
+            # Layers of equal weights come in the order in which they are executed.
+            products[names[_digest(weight)].pop(0)] = node
+    assert products.keys() == linears.keys()
     return products
+
+
+def _digest(weight: npt.NDArray[np.float32]) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(weight).tobytes()).digest()
 
 
 class _Rewriting:
@@ -97,7 +105,9 @@ class _Rewriting:
         codes = self._constant(f"{name}.codes", weights.codes.numpy().T)
         scales = self._constant(f"{name}.scales", weights.scales.numpy())
         zeros = self._constant(f"{name}.zeros", np.zeros(len(weights.scales), np.int8))
-        self._constant(f"{name}.bias", bias.numpy())
+        (addition,) = (n for n in self._model.graph.node if product.output[0] in n.input)
+        # A constant of its own: equal biases of several layers are one in the graph.
+        addition.input[:] = [product.output[0], self._constant(f"{name}.offset", bias.numpy())]
         self._before.setdefault(product.output[0], []).extend(
             [
                 helper.make_node(
@@ -125,6 +135,6 @@ class _Rewriting:
         del self._model.graph.initializer[:]
         self._model.graph.initializer.extend(t for n, t in self._constants.items() if n in used)
 
-    def _constant(self, name: str, value: np.ndarray | np.generic) -> str:
+    def _constant(self, name: str, value: npt.NDArray[np.generic] | np.generic) -> str:
         self._constants[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
         return name

@@ -78,8 +78,7 @@ def check_rounding(
             f"Worst text: {parity.worst_text[:200]}\n"
             f"First layer that drifts: {first_drift(drifts, tolerance)}\n"
             "This checkpoint's values are too large or too fine for fp16; export it without fp16 "
-            "and without an engine.\n"
-            "Nothing was published."
+            "and without an engine."
         )
     return parity
 

@@ -1,6 +1,7 @@
 """OpenVINO: executes an ONNX graph on the CPU, in fp32, in int8, or in bf16 where the CPU can."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +49,7 @@ class OpenVinoBackend:
     ) -> None:
         core = open_core()
         require_precision(core, precision)
-        options = {
-            "INFERENCE_PRECISION_HINT": _HINTS[precision],
-            "INFERENCE_NUM_THREADS": threads * workers,
-            "NUM_STREAMS": workers,
-            # Pinned threads of two processes end up on the same CPUs.
-            "ENABLE_CPU_PINNING": False,
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
-        }
+        options = _options(precision, threads, workers)
         self._model = _compiled(core, graph, graph_sha256, options)
         inputs = {item.get_any_name() for item in self._model.inputs}
         outputs = {item.get_any_name(): _last_dimension(item) for item in self._model.outputs}
@@ -104,6 +98,27 @@ def require_precision(core: Any, precision: str) -> None:  # noqa: ANN401
             f"this CPU ({core.get_property('CPU', 'FULL_DEVICE_NAME')}) has no bf16: OpenVINO "
             f"finds {', '.join(found)}. Take fp32 or int8."
         )
+
+
+def execute_once(
+    model: bytes, feeds: Mapping[str, npt.NDArray[Any]], precision: Precision
+) -> list[npt.NDArray[np.float32]]:
+    """Return every output of an ONNX graph in memory, to look into what OpenVINO computes."""
+    core = open_core()
+    options = _options(precision, threads=1, workers=1)
+    compiled = core.compile_model(core.read_model(model), "CPU", options)
+    return [np.array(output) for output in compiled(dict(feeds)).to_tuple()]
+
+
+def _options(precision: Precision, threads: int, workers: int) -> dict[str, object]:
+    return {
+        "INFERENCE_PRECISION_HINT": _HINTS[precision],
+        "INFERENCE_NUM_THREADS": threads * workers,
+        "NUM_STREAMS": workers,
+        # Pinned threads of two processes end up on the same CPUs.
+        "ENABLE_CPU_PINNING": False,
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+    }
 
 
 def _compiled(core: Any, graph: Path, graph_sha256: str, options: dict[str, object]) -> Any:  # noqa: ANN401

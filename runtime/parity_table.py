@@ -16,9 +16,13 @@ Row = tuple[str, ...]
 
 
 def parity_rows(label: str, parity: Parity, tolerance: Tolerance) -> list[Row]:
-    """Return the cells of one variant: what was measured, and below it what is allowed."""
+    """Return the cells of one variant: what was measured, and below it what is allowed.
+
+    ``label``: the precision, which stands above, and what executed it.
+    """
+    precision, _, executed_by = label.partition(" ")
     measured = (
-        label,
+        precision,
         f"{parity.cosine_min:.7f}",
         f"{parity.cosine_mean:.7f}",
         f"{parity.max_abs_error:.1e}",
@@ -28,7 +32,7 @@ def parity_rows(label: str, parity: Parity, tolerance: Tolerance) -> list[Row]:
     )
     bounds = (tolerance.max_abs_error, tolerance.batch_invariance)
     allowed = ["" if bound is None else f"≤ {bound:.0e}" for bound in bounds]
-    return [measured, ("", f"≥ {tolerance.cosine_min:g}", "", *allowed, "", "")]
+    return [measured, (executed_by, f"≥ {tolerance.cosine_min:g}", "", *allowed, "", "")]
 
 
 def variant_rows(variants: Iterable[Variant]) -> list[Row]:

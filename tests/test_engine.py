@@ -29,7 +29,7 @@ from corom.export.engine import (
     save_engine,
 )
 from corom.export.graph import ENGINE_INPUTS, export_graph
-from corom.export.parity import read_parity_texts
+from corom.export.parity import read_texts
 from corom.export.precision import ENGINE_GRAPH, EngineEncoder, export_half_graphs
 from corom.export.profiles import EngineOptions, chosen_profiles, default_profiles, profile_code
 from corom.export.readback import Products, read_back
@@ -322,7 +322,7 @@ def demo_bundle(rtx: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
         pytest.skip("m3e-small is not in the cache; fetch it with: make weights")
     folder = tmp_path_factory.mktemp("demo")
     texts = folder / "texts.txt"
-    texts.write_text("\n".join(read_parity_texts(None)[::12]), "utf-8")
+    texts.write_text("\n".join(read_texts(None, "parity")[::12]), "utf-8")
     options = ["--engine", RTX, "--offline", "--json", "--parity-texts", str(texts)]
     result = CliRunner().invoke(export, ["demo", "-o", str(folder / "bundle"), *options])
     assert result.exit_code == 0, result.output

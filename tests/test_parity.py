@@ -17,7 +17,7 @@ from corom.export.parity import (
     GOLDEN_TEXTS,
     choose_golden,
     pass_gate,
-    read_parity_texts,
+    read_texts,
     reference_golden,
 )
 from corom.export.recipe import Recipe
@@ -100,7 +100,7 @@ def test_one_row_has_no_neighbours() -> None:
 
 
 def test_the_texts_that_come_with_corom() -> None:
-    texts = read_parity_texts(None)
+    texts = read_texts(None, "parity")
     assert len(texts) >= 200
     assert all(texts)
     assert min(map(len, texts)) == 1
@@ -134,7 +134,7 @@ def test_a_file_without_texts_is_refused(
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(InputError, match=message):
-        read_parity_texts(file)
+        read_texts(file, "parity")
 
 
 # --- The gate

@@ -1,0 +1,119 @@
+"""The precision ladder: which rungs can be made here, what executes each, which of them hold."""
+
+from collections.abc import Callable, Collection, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from corom.runtime.backend import EXECUTES
+from corom.runtime.backend_openvino import open_core, require_precision
+from corom.runtime.errors import ParityError
+from corom.runtime.golden import Golden
+from corom.runtime.manifest import Precision, Variant
+
+from .checkpoint import Checkpoint
+from .encoder import TorchEncoder
+from .parity import NOTHING_PUBLISHED, pass_gate
+from .precision import HALF_GRAPH, export_half_graphs
+from .quantized_graph import FP32_GRAPH, INT8_GRAPH, export_int8_graph
+from .recipe import Recipe
+from .reference import Reference
+from .rounding import check_rounding
+
+GRAPHS: dict[Precision, str] = {
+    "fp32": FP32_GRAPH,
+    "bf16": FP32_GRAPH,
+    "fp16": HALF_GRAPH,
+    "int8": INT8_GRAPH,
+}
+"""What is executed in each precision; bf16 is a way to execute the fp32 graph."""
+
+
+class Ladder(NamedTuple):
+    """The variants that passed, each with its parity by backend, and what is said of the others."""
+
+    variants: tuple[Variant, ...]
+    failures: list[str]
+
+
+def proving_backends(precision: Precision) -> list[str]:
+    """Return the CPU backends installed here that execute a precision."""
+    installed = ["onnxruntime", *(["openvino"] if find_spec("openvino") else [])]
+    return [name for name in installed if precision in EXECUTES[name]]
+
+
+def require_rungs(precisions: Sequence[Precision]) -> None:
+    """Raise ``UnavailableError`` if nothing here executes one of the precisions."""
+    for precision in precisions:
+        if precision not in EXECUTES["onnxruntime"]:
+            require_precision(open_core(), precision)
+
+
+def make_rungs(
+    wanted: Collection[Precision],
+    for_engines: bool,
+    staging: Path,
+    encoder: TorchEncoder,
+    reference: Reference,
+    golden: Golden,
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    calibration: list[str],
+    say: Callable[[str], None],
+) -> tuple[list[Precision], list[str]]:
+    """Write the graphs of the rungs below fp32; return what can be executed, and what failed.
+
+    Raises ``ParityError`` if fp16 arithmetic fails and engines are to be built from it.
+    """
+    made: list[Precision] = [p for p in ("fp32", "bf16") if p in wanted]
+    failures = []
+    if "fp16" in wanted:
+        say("Exporting the fp16 graph and executing it in fp16 arithmetic")
+        half = export_half_graphs(encoder, staging, recipe.opset, for_engines=for_engines)
+        try:
+            rounded = check_rounding(
+                half, reference, golden, checkpoint, recipe.tolerance_for("fp16")
+            )
+        except ParityError as error:
+            if for_engines:
+                raise ParityError(f"{error}\n{NOTHING_PUBLISHED}") from None
+            failures.append(str(error))
+            (staging / HALF_GRAPH).unlink()
+        else:
+            say(f"Every result rounded to fp16, the cosine is at least {rounded.cosine_min:.7f}")
+            made.append("fp16")
+    if "int8" in wanted:
+        say(f"Choosing the scales of int8 on {len(calibration)} texts")
+        export_int8_graph(staging, encoder, checkpoint, calibration)
+        made.append("int8")
+    return made, failures
+
+
+def prove_variants(
+    staging: Path,
+    variants: Sequence[Variant],
+    golden: Golden,
+    reference: Reference,
+    required: Collection[Precision],
+) -> Ladder:
+    """Measure every variant by every backend that executes it; those that fail lose their file.
+
+    Raises ``ParityError`` if one fails by ONNX Runtime without which there is no bundle.
+    """
+    passed, failures = [], []
+    for variant in variants:
+        parity = {}
+        for backend in proving_backends(variant.precision):
+            try:
+                parity[backend] = pass_gate(staging, variant, golden, reference, backend)
+            except ParityError as error:
+                if variant.precision in required and backend == "onnxruntime":
+                    raise ParityError(f"{error}\n{NOTHING_PUBLISHED}") from None
+                failures.append(str(error))
+        if parity:
+            passed.append(msgspec.structs.replace(variant, parity=parity))
+    for file in {v.file for v in variants} - {v.file for v in passed}:
+        (staging / file).unlink()
+    return Ladder(tuple(passed), failures)
