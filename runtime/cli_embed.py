@@ -148,6 +148,8 @@ def _to_file(
     with_ids = corpus.columns.id is not None
     if with_ids and output is not None and output.suffix != ".jsonl":
         raise click.UsageError(f"'{output}' holds no ids: leave out --id-column, or -o FOLDER.")
+    if output is not None and not texts:
+        corpus.refuse_as_output(output)
     ids: list[str] = []
     source = texts or _usable(corpus, ids)
     with ExitStack() as stack:

@@ -16,7 +16,7 @@ from .encoder import Encoder
 from .errors import InputError
 from .late_encoder import LateEncoder
 from .manifest import load_manifest
-from .options import EncodeOptions
+from .options import EncodeOptions, with_prompt
 from .progress import progress_bar
 from .shards import ShardFolder
 from .writers import SUFFIXES
@@ -50,8 +50,14 @@ def to_folder(
     if chosen.num_workers and chosen.engine != "ray":
         raise click.UsageError("--num-workers is for --engine ray.")
     _refuse_other_files(output)
+    corpus.refuse_as_output(output)
+    if chosen.bad_rows is not None:
+        _refuse_bad_rows_there(chosen.bad_rows, output, corpus)
     folder = ShardFolder(output)
     manifest = load_manifest(bundle)
+    # The rows of a corpus are what encode_document is for.
+    name = "passage" if "passage" in manifest.prompts else "document"
+    options = with_prompt(name, manifest.prompts, options)
     with _opened(bundle, encoder_options, chosen, options) as embedder:
         described = embedder.described
         click.echo(f"{manifest.name}: {described.choice}", err=True)
@@ -83,7 +89,9 @@ def to_folder(
                 say=_say,
                 advance=advance,
             )
-    left_out = f", {done.bad_rows:,} rows left out → {chosen.bad_rows}" * bool(done.bad_rows)
+    left_out = f", {done.bad_rows:,} rows left out" * bool(done.bad_rows)
+    if done.bad_rows and chosen.bad_rows is not None and chosen.bad_rows.exists():
+        left_out += f" → {chosen.bad_rows}"
     _say(
         f"{done.rows:,} vectors of {described.dimension} in {len(done.shards)} shards → {output}"
         f"{left_out}"
@@ -116,6 +124,15 @@ def _refuse_other_files(output: Path) -> None:
         raise InputError(f"output '{output}' must be {known}.")
     if not output.absolute().parent.is_dir():
         raise InputError(f"there is no folder '{output.parent}' to make '{output.name}' in.")
+
+
+def _refuse_bad_rows_there(path: Path, output: Path, corpus: Corpus) -> None:
+    """Raise ``InputError`` for a file of bad rows that would be in the way, before the work."""
+    corpus.refuse_as_output(path)
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"there is no folder '{path.parent}' to write '{path.name}' into.")
+    if path.resolve().is_relative_to(output.resolve()):
+        raise InputError(f"--bad-rows '{path}' lies in the output folder. Write it elsewhere.")
 
 
 def bar(label: str, total: int | None, *, show: bool = True) -> Any:  # noqa: ANN401

@@ -8,14 +8,14 @@ import click
 import msgspec
 
 from .cli_options import encoder_options
-from .cli_search import bundle_of
+from .cli_search import as_embedded, bundle_of
 from .corpus import Corpus
 from .encoder import Encoder
 from .errors import InputError
 from .mining import Mined, MiningOptions
 from .mining import mine as find
 from .qrels import read_qrels, refuse_unknown
-from .rows import Columns
+from .rows import KINDS, Columns
 from .vector_index import VectorIndex
 from .whole_file import whole_file
 
@@ -56,6 +56,11 @@ from .whole_file import whole_file
 @click.option("--id-column", default="1", show_default=True, metavar="NAME|NUMBER")
 @click.option("--text-column", default="2", show_default=True, metavar="NAME|NUMBER")
 @click.option(
+    "--input-format",
+    type=click.Choice([kind.removeprefix(".") for kind in KINDS]),
+    help="What corpus and queries are, whatever their names. Default: by their suffixes.",
+)
+@click.option(
     "--bundle",
     type=click.Path(path_type=Path),
     help="The bundle that INDEX was made with; default: where it lay then.",
@@ -73,6 +78,7 @@ def mine(
     seed: int,
     id_column: str,
     text_column: str,
+    input_format: str | None,
     bundle: Path | None,
     **encoder_options: Any,  # noqa: ANN401
 ) -> None:
@@ -81,20 +87,32 @@ def mine(
     For each query with a relevant passage: its positives, and passages that score high without
     having been judged relevant.
     """
-    columns = Columns(text_column, id_column)
+    columns, kind = Columns(text_column, id_column), input_format and f".{input_format}"
+    asked, passages_of = Corpus([queries], columns, kind), Corpus([corpus], columns, kind)
+    options = MiningOptions(negatives, ranks, margin, seed)
+    options.check()
+    if not output.absolute().parent.is_dir():
+        raise InputError(f"there is no folder '{output.parent}' to write '{output.name}' into.")
+    for inputs in (asked, passages_of):
+        inputs.refuse_as_output(output)
     opened, judged = VectorIndex(index), read_qrels(qrels)
     job = opened.job
-    texts = dict(_pairs(Corpus([queries], columns)))
-    if encoder_options["max_length"] is None:
-        encoder_options["max_length"] = job.max_length
-    with Encoder(bundle_of(job, bundle), **encoder_options) as encoder:
+    if {file.sha256 for file in passages_of.files()} - {file.sha256 for file in job.inputs}:
+        click.echo(
+            f"'{corpus}' is not the file that the index was made from; ids decide.", err=True
+        )
+    texts = dict(_pairs(asked))
+    with Encoder(bundle_of(job, bundle), **as_embedded(job, encoder_options)) as encoder:
+        click.echo(f"{job.bundle}: {encoder.choice}", err=True)
         vectors = encoder.encode_query(
             texts.values(), normalize_embeddings=job.normalize, truncate_dim=job.dimension
         )
-    options = MiningOptions(negatives, ranks, margin, seed)
-    mined = find(opened, list(texts), vectors, judged, options)
+    found = find(opened, list(texts), vectors, judged, options)
+    mined = [one for one in found if one.negatives]
     wanted = {key for one in mined for key in (*one.positives, *(n for n, _ in one.negatives))}
-    passages = {key: text for key, text in _pairs(Corpus([corpus], columns)) if key in wanted}
+    # Rows that cannot be used are none of the index either.
+    rows = ((str(row.key), row.text) for row in passages_of.passages() if row.text is not None)
+    passages = {key: text for key, text in rows if key in wanted}
     refuse_unknown(wanted, passages, "passages", f"'{corpus}'")
     with whole_file(output) as file:
         for one in mined:
@@ -102,8 +120,9 @@ def mine(
     short = sum(len(one.negatives) < negatives for one in mined)
     click.echo(
         f"{len(mined):,} queries with {sum(len(one.negatives) for one in mined):,} negatives → "
-        f"{output}. {len(texts) - len(mined):,} queries have no relevant passage and were left "
-        f"out; {short:,} have fewer than {negatives} negatives.",
+        f"{output}. {len(texts) - len(found):,} queries have no relevant passage and "
+        f"{len(found) - len(mined):,} no negative: left out. {short:,} have fewer than {negatives} "
+        "negatives.",
         err=True,
     )
 

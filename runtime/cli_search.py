@@ -46,9 +46,8 @@ def search(
     """Find the passages of INDEX, a folder that `corom embed` made, nearest to each QUERY."""
     opened = VectorIndex(index)
     job = opened.job
-    if encoder_options["max_length"] is None:
-        encoder_options["max_length"] = job.max_length
-    with Encoder(bundle_of(job, bundle), **encoder_options) as encoder:
+    with Encoder(bundle_of(job, bundle), **as_embedded(job, encoder_options)) as encoder:
+        click.echo(f"{job.bundle}: {encoder.choice}", err=True)
         vectors = encoder.encode_query(
             list(queries), normalize_embeddings=job.normalize, truncate_dim=job.dimension
         )
@@ -63,6 +62,16 @@ def search(
         click.echo(query)
         for rank, hit in enumerate(hits, 1):
             click.echo(f"{rank:>4}  {hit.score:>10.4f}  {hit.id}")
+
+
+def as_embedded(job: Job, encoder_options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of the encoder with those of the index where none was chosen."""
+    chosen = dict(encoder_options)
+    if chosen["max_length"] is None:
+        chosen["max_length"] = job.max_length
+    if chosen["precision"] == "auto":
+        chosen["precision"] = job.precision
+    return chosen
 
 
 def bundle_of(job: Job, bundle: Path | None) -> Path:

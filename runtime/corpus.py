@@ -5,6 +5,7 @@ Knows files and rows; no encoder, no output.
 
 import glob
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -65,14 +66,23 @@ class Corpus:
     def __init__(self, patterns: Sequence[str], columns: Columns, kind: str | None = None) -> None:
         self.columns, self.kind = columns, kind
         self.names = [name for pattern in patterns for name in _matching(pattern)]
-        if len(set(self.names)) < len(self.names):
-            twice = next(name for name in self.names if self.names.count(name) > 1)
+        places = [name if is_url(name) else os.path.realpath(name) for name in self.names]
+        if len(set(places)) < len(places):
+            twice = next(n for n, p in zip(self.names, places, strict=True) if places.count(p) > 1)
             raise InputError(f"'{twice}' is given twice.")
 
     @property
     def can_be_read_twice(self) -> bool:
         """Whether rows may be read before the work: not from standard input or a pipe."""
         return all(is_url(name) or Path(name).is_file() for name in self.names)
+
+    def refuse_as_output(self, output: Path) -> None:
+        """Raise ``InputError`` if writing there would overwrite an input."""
+        for name in self.names:
+            path = Path(name)
+            inside = output.is_dir() and path.resolve().is_relative_to(output.resolve())
+            if path.is_file() and (inside or (output.exists() and output.samefile(path))):
+                raise InputError(f"'{output}' would overwrite the input '{name}'. Write elsewhere.")
 
     def files(self) -> tuple[InputFile, ...]:
         """Return the files with their hashes."""
@@ -120,14 +130,19 @@ def _described(name: str) -> InputFile:
     if is_url(name):
         digest, size = measure_url(name)
         return InputFile(name=name, sha256=digest, size_bytes=size)
+    shown = printable(name)
     if not Path(name).is_file():
-        return InputFile(name=name, sha256=None, size_bytes=None)
+        return InputFile(name=shown, sha256=None, size_bytes=None)
     try:
-        return InputFile(
-            name=name, sha256=sha256_of(Path(name)), size_bytes=Path(name).stat().st_size
-        )
+        size = Path(name).stat().st_size
+        return InputFile(name=shown, sha256=sha256_of(Path(name)), size_bytes=size)
     except OSError as error:
         raise InputError(f"'{name}' cannot be read: {error.strerror}.") from None
+
+
+def printable(name: str) -> str:
+    """Return a file name for a record: names need not be UTF-8, records must."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _passage(place: Place, position: int, row: Row | BadRow, seen: set[int]) -> Passage:

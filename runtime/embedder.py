@@ -21,6 +21,7 @@ class Described(NamedTuple):
     device: str
     max_length: int
     dimension: int
+    batch_tokens: int
 
     @property
     def choice(self) -> str:
@@ -76,7 +77,12 @@ def describe(encoder: Encoder, options: EncodeOptions) -> Described:
     """Return what an encoder is; raises ``InputError`` for options that cannot be."""
     dimension = encoder.encode([], **options).shape[1]
     return Described(
-        encoder.precision, encoder.backend_name, encoder.device, encoder.max_length, dimension
+        encoder.precision,
+        encoder.backend_name,
+        encoder.device,
+        encoder.max_length,
+        dimension,
+        encoder.batch_tokens,
     )
 
 

@@ -92,7 +92,7 @@ class RayEmbedder:
     ) -> None:
         self._ray: Any = import_module("ray")
         actor = self._ray.remote(
-            num_cpus=team.threads,
+            num_cpus=team.threads * (dict(late.options).get("workers") or 1),
             num_gpus=team.gpus,
             max_restarts=-1,
             max_task_retries=RETRIES,

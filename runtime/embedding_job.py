@@ -7,13 +7,12 @@ that they were made by the same job from the same rows, and goes on behind them.
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import IO
 
 import msgspec
 
-from .corpus import Corpus, Passage
+from .corpus import Corpus, Passage, printable
 from .embedder import Advance, Described, Embedded, Embedder, Say
 from .errors import InputError
 from .manifest import MANIFEST_NAME, load_manifest, sha256_of
@@ -60,25 +59,29 @@ def embed_corpus(
     """
     with folder.locked():
         done, complete = _resumed(folder, job, say)
-        if complete:
-            return manifest_of(job, done)
-        shards: list[Shard] = []
-        with _bad_rows_file(bad_rows) as note:
+        known_input = all(file.sha256 is not None for file in job.inputs)
+        if complete and known_input:
+            return _manifest(job, done)
+        shards: dict[int, Shard] = {}
+        with _begun(folder, job, done, shards), _bad_rows_file(bad_rows) as note:
             source = _noted(portions(corpus.passages(), job.shard_rows), note)
-            for portion in islice(source, len(done)):
-                shards.append(_same(done[portion.number], portion))
-                advance(portion.rows)
+            wanted = _not_done(source, done, shards, advance)
+            if complete:
+                for _more in wanted:
+                    raise _changed(f"it has rows after those of {len(done)} shards")
             # Mapped, so that a shard's vectors are gone while the next ones are computed.
-            for shard in map(partial(_written, folder, job), embedder.embed(source, advance)):
-                shards.append(shard)
-                folder.save(manifest_of(job, shards))
-            if not shards:
-                raise InputError(f"there is not one row in: {', '.join(corpus.names)}.")
-            if len(shards) < len(done):
-                raise _changed(f"it had more than {sum(s.input_rows for s in shards):,} rows")
-        manifest = manifest_of(job, shards)
-        folder.save(manifest)
-        folder.finish()
+            for shard in map(partial(_written, folder, job), embedder.embed(wanted, advance)):
+                shards[shard.number] = shard
+                folder.save(_manifest(job, done | shards))
+            manifest = _manifest(job, shards)
+            if len(shards) < len(done | shards):
+                raise _changed(f"it had more than {manifest.rows + manifest.bad_rows:,} rows")
+            if not manifest.rows:
+                what = "can be used" if manifest.bad_rows else "is there"
+                raise InputError(f"not one row {what} in: {', '.join(corpus.names)}.")
+        if not complete:
+            folder.save(manifest)
+            folder.finish()
     return manifest
 
 
@@ -94,28 +97,63 @@ def refuse_bad_rows(first: Passage, count: int = 0, rows: int = 0) -> InputError
     )
 
 
-def _resumed(folder: ShardFolder, job: Job, say: Say) -> tuple[list[Shard], bool]:
+def _resumed(folder: ShardFolder, job: Job, say: Say) -> tuple[dict[int, Shard], bool]:
     """Return the shards that an earlier run of this job finished, and whether it finished all."""
     found, finished = folder.found()
     if found is None:
         folder.clear([])
-        return [], False
+        return {}, False
     if differences := _differences(found.job, job):
         raise InputError(
             f"'{folder.path}' was made by another job: {'; '.join(differences)}. Vectors of two "
             "jobs do not mix: give another folder, or remove this one."
         )
-    done: list[Shard] = []
+    done: dict[int, Shard] = {}
     for shard in found.shards:
-        if not folder.intact(shard):
+        if folder.intact(shard):
+            done[shard.number] = shard
+        else:
             say(f"{shard.file} is not as it was written; it is made again.")
-            break
-        done.append(shard)
     complete = finished and len(done) == len(found.shards)
-    folder.clear(done)
-    rows = sum(shard.rows for shard in done)
+    folder.clear(found.shards)
+    rows = sum(shard.rows for shard in done.values())
     say(f"{'Complete' if complete else 'Going on'}: {rows:,} vectors are there already.")
     return done, complete
+
+
+@contextmanager
+def _begun(
+    folder: ShardFolder, job: Job, done: dict[int, Shard], shards: dict[int, Shard]
+) -> Iterator[None]:
+    """Mark the folder as this job's; take that back if nothing was written."""
+    fresh = not done
+    if fresh:
+        folder.save(_manifest(job, {}))
+    try:
+        yield
+    except BaseException:
+        if fresh and not shards:
+            folder.forget()
+        raise
+
+
+def _manifest(job: Job, shards: dict[int, Shard]) -> ShardManifest:
+    return manifest_of(job, [shards[number] for number in sorted(shards)])
+
+
+def _not_done(
+    source: Iterable[Portion],
+    done: dict[int, Shard],
+    shards: dict[int, Shard],
+    advance: Advance,
+) -> Iterator[Portion]:
+    """Yield the portions without a shard; put the shards of the others into ``shards``."""
+    for portion in source:
+        if portion.number in done:
+            shards[portion.number] = _same(done[portion.number], portion)
+            advance(portion.rows)
+        else:
+            yield portion
 
 
 def _differences(found: Job, asked: Job) -> list[str]:
@@ -181,5 +219,9 @@ def _bad_rows_file(path: Path | None) -> Iterator[Callable[[Passage], None]]:
 
 
 def _note(file: IO[bytes], passage: Passage) -> None:
-    record = {"file": passage.place.file, "row": passage.place.number, "reason": passage.reason}
+    record = {
+        "file": printable(passage.place.file),
+        "row": passage.place.number,
+        "reason": passage.reason,
+    }
     file.write(msgspec.json.encode(record) + b"\n")

@@ -29,6 +29,14 @@ class MiningOptions(NamedTuple):
     margin: float | None = None
     seed: int = 0
 
+    def check(self) -> None:
+        """Raise ``InputError`` for ranks that are none."""
+        first, last = self.ranks
+        if not 1 <= first <= last:
+            raise InputError(
+                f"ranks are {first} to {last}; give two numbers from 1, the smaller first."
+            )
+
 
 class Mined(NamedTuple):
     """A query with its passages; negatives with their scores, best first."""
@@ -50,11 +58,8 @@ def mine(
     ``queries``: (Q, H), of ``query_ids``. Raises ``InputError`` for judgements of passages or
     queries that are not there.
     """
+    options.check()
     first, last = options.ranks
-    if not 1 <= first <= last:
-        raise InputError(
-            f"ranks are {first} to {last}; give two numbers from 1, the smaller first."
-        )
     places = {str(key): place for place, key in enumerate(index.ids)}
     refuse_unknown(qrels, query_ids, "queries", "the queries")
     refuse_unknown((p for ids in qrels.values() for p in ids), places, "passages", "the index")
@@ -73,8 +78,8 @@ def mine(
             if place not in known
         ][first - 1 : last]
         if options.margin is not None:
-            ceiling = float(np.max(index.vectors[known] @ vector)) - options.margin
-            others = [other for other in others if other[1] <= ceiling]
+            ceiling = np.max(index.vectors[known] @ vector) - np.float32(options.margin)
+            others = [other for other in others if np.float32(other[1]) <= ceiling]
         mined.append(Mined(query, positives, _chosen(others, query, options)))
     return mined
 

@@ -24,6 +24,8 @@ from .urls import is_url, open_url
 
 STDIN = "-"
 DEFAULT_TEXT = "text"
+LARGEST_FIELD = 1 << 24
+"""Characters of a CSV's field: more is a quote that was never closed."""
 PARQUET_ROWS = 8192
 """Rows of a Parquet file that are in memory together."""
 
@@ -68,8 +70,8 @@ def read_rows(name: str, columns: Columns, kind: str | None = None) -> Rows:
     for a file that is missing, damaged, of an unknown kind or without a column that is asked for.
     """
     suffixes = Path(name).suffixes
-    packed = suffixes[-1:] == [".gz"]
-    own = suffixes[:-1] if packed else suffixes
+    packed = suffixes[-1:] in ([".gz"], [".GZ"])
+    own = [suffix.lower() for suffix in (suffixes[:-1] if packed else suffixes)]
     # Standard input, a pipe and a file without suffix are lines.
     kind = kind or (own[-1] if own and name != STDIN else ".txt")
     if kind not in KINDS:
@@ -134,15 +136,19 @@ def _tsv_rows(file: BinaryIO, name: str, columns: Columns) -> Rows:
 def _csv_rows(file: BinaryIO, name: str, columns: Columns) -> Rows:
     # What is no UTF-8 becomes lone surrogates, so that it spoils its own row only.
     text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
-    csv.field_size_limit(2**31 - 1)
+    csv.field_size_limit(max(csv.field_size_limit(), LARGEST_FIELD))
+    records = _csv_records(csv.reader(text, strict=True), name)
     try:
-        yield from _delimited(_csv_records(csv.reader(text, strict=True)), name, columns)
+        yield from _delimited(records, name, columns)
     finally:
         text.detach()
 
 
-def _csv_records(reader: Any) -> Iterator[tuple[int, list[str] | str]]:  # noqa: ANN401
-    """Yield where each record begins, and its fields or what is wrong with it."""
+def _csv_records(reader: Any, name: str) -> Iterator[tuple[int, list[str] | str]]:  # noqa: ANN401
+    """Yield where each record begins, and its fields or what is wrong with it.
+
+    Raises ``InputError`` for a quote that is never closed: it would take all rows behind it along.
+    """
     while True:
         start = reader.line_num + 1
         try:
@@ -150,6 +156,11 @@ def _csv_records(reader: Any) -> Iterator[tuple[int, list[str] | str]]:  # noqa:
         except StopIteration:
             return
         except csv.Error as error:
+            if "unexpected end of data" in str(error) or "field limit" in str(error):
+                raise InputError(
+                    f"row {start} of '{name}' opens a quote that is not closed within "
+                    f"{LARGEST_FIELD:,} characters or before the end of the file."
+                ) from None
             yield start, f"it is no CSV: {error}"
 
 
@@ -166,17 +177,20 @@ def _delimited(
         elif not places:
             places = [_place(fields, column, name) for column in columns.wanted]
             width = len(fields)
-        elif width and len(fields) != width:
-            yield BadRow(number, f"it has {len(fields)} fields, the header has {width}")
         elif max(places) >= len(fields):
-            yield BadRow(
-                number, f"it has {len(fields)} fields, column {max(places) + 1} is asked for"
-            )
+            asked = max(places) + 1
+            yield BadRow(number, f"it has {len(fields)} fields, column {asked} is asked for")
+        elif width and len(fields) != width:
+            # A tab or comma within a text, most likely: half a text is no text.
+            yield BadRow(number, f"it has {len(fields)} fields, the first row has {width}")
         else:
+            width = len(fields)
             yield _row(number, *(fields[place] for place in places))
 
 
 def _place(header: list[str], column: str, name: str) -> int:
+    if header.count(column) > 1:
+        raise _twice(name, column)
     if column in header:
         return header.index(column)
     raise _no_column(name, column, header, "Without a header line give numbers: --text-column 2")
@@ -190,8 +204,8 @@ def _json_rows(file: BinaryIO, name: str, columns: Columns) -> Rows:
             continue
         try:
             record = msgspec.json.decode(line)
-        except msgspec.DecodeError as error:
-            yield BadRow(number, f"it is no JSON: {error}")
+        except (msgspec.DecodeError, RecursionError) as error:
+            yield BadRow(number, f"it is no JSON: {error}" if line.strip() else "it is empty")
             continue
         if not isinstance(record, dict):
             yield BadRow(number, f"it is JSON, but {type(record).__name__} and no object")
@@ -216,15 +230,27 @@ def _parquet_rows(file: BinaryIO, name: str, columns: Columns) -> Rows:
         try:
             table = parquet.ParquetFile(source)
             for column in columns.wanted:
+                if table.schema_arrow.names.count(column) > 1:
+                    raise _twice(name, column)
                 if column not in table.schema_arrow.names:
                     raise _no_column(name, column, table.schema_arrow.names)
             numbers = count(1)
             for batch in table.iter_batches(PARQUET_ROWS, columns=columns.wanted):
-                values = [batch.column(column).to_pylist() for column in columns.wanted]
+                values = [_values(batch.column(column), arrow) for column in columns.wanted]
                 for row in zip(*values, strict=True):
                     yield _row(next(numbers), *row)
         except arrow.ArrowException as error:
             raise InputError(f"'{name}' is no Parquet file that can be read: {error}.") from None
+
+
+def _values(column: Any, arrow: Any) -> list[Any]:  # noqa: ANN401
+    """Return the values of a column; bytes that are not UTF-8 become lone surrogates."""
+    try:
+        values: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:
+        found = column.cast(arrow.large_binary()).to_pylist()
+        values = [v if v is None else v.decode(errors="surrogateescape") for v in found]
+    return values
 
 
 @contextmanager
@@ -265,6 +291,10 @@ def _shown(value: object) -> str:
     if value is None:
         return "null"
     return "empty" if value == "" else f"{type(value).__name__}, not a string"
+
+
+def _twice(name: str, column: str) -> InputError:
+    return InputError(f"'{name}' has the column '{column}' more than once. Rename all but one.")
 
 
 def _no_column(name: str, column: str, found: Sequence[str], advice: str = "") -> InputError:

@@ -6,6 +6,7 @@ its last act is to give it its name. Knows no corpus and no encoder.
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -45,6 +46,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     prompt_name: str | None
     truncate: bool | Literal["error"]
     max_length: int
+    batch_tokens: int
+    """What is executed together decides the last digits of a vector."""
     shard_rows: int
     text_column: str | None
     id_column: str | None
@@ -63,6 +66,11 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     size_bytes: int
     input_sha256: str
     """Of the ids and texts it was made from."""
+
+    @property
+    def number(self) -> int:
+        """Which one it is, from 0."""
+        return int(self.file.removeprefix("part-").removesuffix(".parquet"))
 
     @property
     def input_rows(self) -> int:
@@ -120,21 +128,34 @@ class ShardFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Make the folder and hold it for this process; raises ``InputError`` if another has it."""
-        import fcntl  # only where folders are written: Windows has none
-
-        self.path.mkdir(parents=True, exist_ok=True)
-        # A lock on the folder itself leaves no file behind, and a process that dies gives it back.
-        handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        handle = self._lock()
         try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(f"another process writes to '{self.path}' now.") from None
             yield
         finally:
-            os.close(handle)
+            # While the lock is held: an empty folder may be another job's that has just begun.
             if not any(self.path.iterdir()):  # nothing came of it
                 self.path.rmdir()
+            os.close(handle)
+
+    def _lock(self) -> int:
+        """Return a handle that holds the lock; closing it, or dying, gives it back.
+
+        A lock on the folder itself leaves no file behind.
+        """
+        import fcntl  # only where folders are written: Windows has none
+
+        while True:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # A job that ended in between may have removed the folder that was opened.
+                if self.path.exists() and os.fstat(handle).st_ino == self.path.stat().st_ino:
+                    return handle
+            except BlockingIOError:
+                os.close(handle)
+                raise InputError(f"another process writes to '{self.path}' now.") from None
+            os.close(handle)
 
     def found(self) -> tuple[ShardManifest | None, bool]:
         """Return what an earlier run left, and whether it had finished.
@@ -144,7 +165,7 @@ class ShardFolder:
         for name in (MANIFEST, PARTIAL):
             if (self.path / name).exists():
                 return load_shard_manifest(self.path / name), name == MANIFEST
-        other = sorted(path.name for path in self.path.iterdir() if not _is_ours(path.name))
+        other = sorted(path.name for path in self.path.iterdir() if not _TEMPORARY.match(path.name))
         if other:
             raise InputError(
                 f"'{self.path}' holds files that are not of corom embed ({', '.join(other[:3])}). "
@@ -171,11 +192,15 @@ class ShardFolder:
         (self.path / PARTIAL).replace(self.path / MANIFEST)
         _sync(self.path)
 
-    def clear(self, keep: Sequence[Shard]) -> None:
-        """Remove what an interrupted run left unfinished."""
-        kept = {MANIFEST, PARTIAL, *(shard.file for shard in keep)}
+    def forget(self) -> None:
+        """Remove the manifest of a job that wrote nothing."""
+        (self.path / PARTIAL).unlink(missing_ok=True)
+
+    def clear(self, shards: Sequence[Shard]) -> None:
+        """Remove what an interrupted run left unfinished beside these shards."""
+        kept = {shard.file for shard in shards}
         for path in self.path.iterdir():
-            if _is_ours(path.name) and path.name not in kept:
+            if _TEMPORARY.match(path.name) or (_SHARD.match(path.name) and path.name not in kept):
                 path.unlink()
 
     def write(self, number: int, keys: Sequence[str | int], vectors: Vectors, job: Job) -> Path:
@@ -208,6 +233,10 @@ class ShardFolder:
             partial.unlink(missing_ok=True)
 
 
+_SHARD = re.compile(r"part-\d{5,}\.parquet$")
+_TEMPORARY = re.compile(rf"\.(part-\d{{5,}}\.parquet|{re.escape(PARTIAL)})\.tmp$")
+
+
 def shard_name(number: int) -> str:
     """Return the file name of a shard."""
     return f"part-{number:05d}.parquet"
@@ -220,10 +249,6 @@ def texts_sha256(keys: Sequence[str | int], texts: Sequence[str]) -> str:
         for part in (str(key).encode(), text.encode()):
             digest.update(len(part).to_bytes(8) + part)
     return digest.hexdigest()
-
-
-def _is_ours(name: str) -> bool:
-    return name in {MANIFEST, PARTIAL} or name.lstrip(".").startswith(("part-", MANIFEST))
 
 
 def _sync(path: Path) -> None:

@@ -49,7 +49,9 @@ class VectorIndex:
             path = folder / shard.file
             if not path.is_file() or sha256_of(path) != shard.sha256:
                 raise BundleError(f"'{path}' is missing or was altered. Run its corom embed again.")
-            ids, vectors = _read(path)
+            ids, vectors = _read(path, self.job.dimension)
+            if len(ids) != shard.rows:
+                raise BundleError(f"'{path}' has {len(ids)} rows, its manifest says {shard.rows}.")
             self.vectors[len(self.ids) : len(self.ids) + len(ids)] = vectors
             self.ids += ids
         if self.job.similarity == "cosine":
@@ -106,40 +108,31 @@ def top_k(queries: Vectors, passages: Vectors, k: int) -> tuple[Vectors, npt.NDA
 def _best(queries: Vectors, passages: Vectors, k: int) -> tuple[Vectors, npt.NDArray[np.int64]]:
     """Return the k best of each query, best first; k is at most the number of passages."""
     first = max(k, min(len(passages), PASSAGE_BLOCK))
-    scores = queries @ passages[:first].T
-    places = np.argpartition(scores, first - k, axis=1)[:, first - k :]
-    scores, places = _sorted(np.take_along_axis(scores, places, 1), places)
+    new = queries @ passages[:first].T
+    worst = np.partition(new, first - k, axis=1)[:, first - k, None]
+    rows, places = np.nonzero(new >= worst)  # with all that are as good as the worst that is kept
+    scores, kept = _first_k(rows, new[rows, places], places, k)
     for start in range(first, len(passages), PASSAGE_BLOCK):
         new = queries @ passages[start : start + PASSAGE_BLOCK].T
         # Few beat the worst that is kept, and comparing is much faster than partitioning.
-        rows, columns = np.nonzero(new > scores[:, -1:])
-        scores, places = _merged(scores, places, rows, new[rows, columns], columns + start)
-    return scores, places
+        rows, places = np.nonzero(new > scores[:, -1:])
+        scores, kept = _first_k(
+            np.concatenate([np.repeat(np.arange(len(queries)), k), rows]),
+            np.concatenate([scores.reshape(-1), new[rows, places]]),
+            np.concatenate([kept.reshape(-1), places + start]),
+            k,
+        )
+    return scores, kept
 
 
-def _sorted(
-    scores: Vectors, places: npt.NDArray[np.int64]
+def _first_k(
+    rows: npt.NDArray[np.intp], scores: Vectors, places: npt.NDArray[np.int64], k: int
 ) -> tuple[Vectors, npt.NDArray[np.int64]]:
-    order = np.lexsort((places, -scores))
-    return np.take_along_axis(scores, order, 1), np.take_along_axis(places, order, 1)
-
-
-def _merged(
-    scores: Vectors,
-    places: npt.NDArray[np.int64],
-    rows: npt.NDArray[np.intp],
-    new_scores: Vectors,
-    new_places: npt.NDArray[np.int64],
-) -> tuple[Vectors, npt.NDArray[np.int64]]:
-    """Return the best k of (Q, k) sorted ones and of new ones, which name their row."""
-    count, k = scores.shape
-    all_rows = np.concatenate([np.repeat(np.arange(count), k), rows])
-    all_scores = np.concatenate([scores.reshape(-1), new_scores])
-    all_places = np.concatenate([places.reshape(-1), new_places])
-    order = np.lexsort((all_places, -all_scores, all_rows))
-    starts = np.searchsorted(all_rows[order], np.arange(count))
-    kept = order[starts[:, None] + np.arange(k)]
-    return all_scores[kept], all_places[kept]
+    """Return the k best of each row (Q, k), of equal ones the first; a row has at least k."""
+    order = np.lexsort((places, -scores, rows))
+    starts = np.searchsorted(rows[order], np.arange(rows.max() + 1))
+    best = order[starts[:, None] + np.arange(k)]
+    return scores[best], places[best]
 
 
 def _by_faiss(
@@ -165,7 +158,7 @@ def _by_faiss(
     return scores, places
 
 
-def _read(path: Path) -> tuple[Sequence[str | int], Vectors]:
+def _read(path: Path, dimension: int) -> tuple[Sequence[str | int], Vectors]:
     """Return the ids and vectors of a shard."""
     try:
         from pyarrow import parquet
@@ -174,4 +167,4 @@ def _read(path: Path) -> tuple[Sequence[str | int], Vectors]:
     table = parquet.read_table(path)
     column = table["embedding"].combine_chunks()
     flat = column.values.to_numpy(zero_copy_only=False)
-    return table["id"].to_pylist(), flat.reshape(len(column), -1)
+    return table["id"].to_pylist(), flat.reshape(len(column), dimension)

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pyarrow.parquet
 import pytest
 
-from corom.runtime import Encoder
+from corom.runtime import Encoder, VectorIndex, search
 from corom.runtime.manifest import sha256_of
 
 Corom = Callable[..., subprocess.CompletedProcess[str]]
@@ -159,9 +160,12 @@ def test_a_damaged_shard_is_made_again(
 ) -> None:
     with (copy / "part-00007.parquet").open("r+b") as file:
         file.truncate(1000)
+    times = {path.name: path.stat().st_mtime_ns for path in copy.glob("part-*")}
     done = corom("embed", tiny_bundle, "-i", corpus, "-o", copy, *OPTIONS)
     assert "part-00007.parquet is not as it was written" in done.stderr
     assert contents(copy) == contents(whole)
+    again = [p.name for p in copy.glob("part-*") if p.stat().st_mtime_ns != times[p.name]]
+    assert again == ["part-00007.parquet"]
 
 
 @pytest.mark.parametrize(
@@ -172,6 +176,7 @@ def test_a_damaged_shard_is_made_again(
         (["--max-length", "64"], "max_length: found 128, asked for 64"),
         (["--truncate-dim", "8"], "dimension: found 48, asked for 8"),
         (["--shard-rows", "50"], "shard_rows: found 100, asked for 50"),
+        (["--max-batch-tokens", "64"], "asked for 64"),
     ],
 )
 def test_another_job_is_refused(
@@ -215,8 +220,14 @@ def test_a_pipe_is_checked_row_by_row(
     (folder / "_manifest.json").rename(folder / "_manifest.json.partial")
     assert corom(*command, input=text).returncode == 0
     assert contents(folder) == finished
+    others = (text.replace("p150\t", "p150\tx"), text[: len(text) // 2], text + "p2001\t头痛\n")
+    for other in others:  # a finished folder is compared as well
+        done = corom(*command, input=other)
+        assert done.returncode == 2
+        assert "the input has changed since this folder was begun" in done.stderr
+        assert contents(folder) == finished
     (folder / "_manifest.json").rename(folder / "_manifest.json.partial")
-    for other in (text.replace("p150\t", "p150\tx"), text[: len(text) // 2]):
+    for other in others[:2]:
         done = corom(*command, input=other)
         assert done.returncode == 2
         assert "the input has changed since this folder was begun" in done.stderr
@@ -232,13 +243,86 @@ def test_a_folder_with_something_else_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_two_jobs_on_one_folder(corom: Corom, tiny_bundle: Path, corpus: Path, copy: Path) -> None:
+@pytest.mark.parametrize("begun", [False, True])
+def test_two_jobs_on_one_folder(
+    corom: Corom, tiny_bundle: Path, corpus: Path, copy: Path, begun: bool
+) -> None:
+    if not begun:  # the first job still computes its first shard
+        shutil.rmtree(copy)
+        copy.mkdir()
     handle = os.open(copy, os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)
     done = corom("embed", tiny_bundle, "-i", corpus, "-o", copy, *OPTIONS)
     os.close(handle)
     assert done.returncode == 2
     assert "another process writes to" in done.stderr
+    assert copy.is_dir()
+
+
+def test_shards_of_others_are_left_alone(corom: Corom, tiny_bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "spark"
+    folder.mkdir()
+    source = folder / "part-00000-abc.snappy.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["头痛"]}), source)
+    shutil.copy(source, folder / "part-00000.parquet")
+    before = contents(folder)
+    done = corom("embed", tiny_bundle, "-i", f"{folder}/*.parquet", "-o", folder)
+    assert done.returncode == 2
+    assert "would overwrite the input" in done.stderr
+    (tmp_path / "in.txt").write_text("头痛\n", "utf-8")
+    done = corom("embed", tiny_bundle, "-i", tmp_path / "in.txt", "-o", folder)
+    assert done.returncode == 2
+    assert "holds files that are not of corom embed" in done.stderr
+    assert contents(folder) == before
+
+
+def test_no_output_overwrites_its_input(corom: Corom, tiny_bundle: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"text": "头痛"}\n{"text": null}\n', "utf-8")
+    before = source.read_bytes()
+    for more in (["-o", source], ["-o", tmp_path / "v", "--bad-rows", source]):
+        done = corom("embed", tiny_bundle, "-i", source, *more)
+        assert done.returncode == 2
+        assert "would overwrite the input" in done.stderr
+        assert source.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("bad_rows", "said"),
+    [("none/b.jsonl", "there is no folder"), ("v/b.jsonl", "lies in the output folder")],
+)
+def test_a_file_of_bad_rows_that_cannot_be_is_refused_first(
+    corom: Corom, tiny_bundle: Path, corpus: Path, tmp_path: Path, bad_rows: str, said: str
+) -> None:
+    (tmp_path / "v").mkdir()
+    command = ["embed", tiny_bundle, "-i", corpus, "-o", tmp_path / "v", *OPTIONS]
+    done = corom(*command, "--bad-rows", tmp_path / bad_rows)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_a_file_name_that_is_no_utf8(corom: Corom, tiny_bundle: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/\xd3\xef.txt")
+    Path(name).write_text("头痛\n", "utf-8")
+    done = corom("embed", tiny_bundle, "-i", name, "-o", tmp_path / "v")
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((tmp_path / "v" / "_manifest.json").read_bytes())
+    assert manifest["job"]["inputs"][0]["name"].endswith("/\\xd3\\xef.txt")
+
+
+def test_passages_get_the_prompt_of_passages(
+    corom: Corom, tiny_mean_bundle: Path, tmp_path: Path, rehash: Callable[..., None]
+) -> None:
+    bundle = Path(shutil.copytree(tiny_mean_bundle, tmp_path / "bundle"))
+    rehash(bundle, prompts={"query": "查询：", "passage": "段落："})
+    (tmp_path / "t.txt").write_text("头痛\n", "utf-8")
+    assert corom("embed", bundle, "-i", tmp_path / "t.txt", "-o", tmp_path / "v").returncode == 0
+    found = np.stack(pyarrow.parquet.read_table(tmp_path / "v")["embedding"].to_numpy())[0]
+    with Encoder(bundle) as encoder:
+        assert np.allclose(found, encoder.encode_document("头痛"), atol=1e-6)
+        assert not np.allclose(found, encoder.encode("头痛"), atol=1e-3)
+    manifest = json.loads((tmp_path / "v" / "_manifest.json").read_bytes())
+    assert manifest["job"]["prompt_name"] == "passage"
 
 
 def test_a_full_disk_leaves_whole_shards_and_the_job_goes_on(
@@ -300,6 +384,19 @@ def test_bad_rows_go_to_their_file_and_counts_add_up(
     assert [(s["rows"], s["bad_rows"]) for s in manifest["shards"]] == [(1, 1), (0, 2), (1, 0)]
     assert corom(*command).returncode == 0
     assert len(notes.read_text("utf-8").splitlines()) == 3
+    index = VectorIndex(folder)  # one of its shards is empty
+    assert index.ids == ["1", "4"]
+    assert [hit.id for hit in search(index, index.vectors[:1], 1)[0]] == ["1"]
+
+
+def test_a_corpus_without_one_row_that_can_be_used(
+    corom: Corom, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"text": null}\n', "utf-8")
+    command = ["embed", tiny_bundle, "-i", tmp_path / "bad.jsonl", "-o", tmp_path / "v"]
+    done = corom(*command, "--bad-rows", tmp_path / "notes")
+    assert done.returncode == 2
+    assert "not one row can be used" in done.stderr
 
 
 def test_without_an_id_column_the_id_is_the_place(
@@ -331,7 +428,7 @@ def test_half_precision_halves_the_vectors(
     ("arguments", "said"),
     [
         (["-i", "absent*.tsv", "-o", "v"], "no file matches 'absent*.tsv'"),
-        (["-i", "empty.txt", "-o", "v"], "there is not one row in: empty.txt"),
+        (["-i", "empty.txt", "-o", "v"], "not one row is there in: empty.txt"),
         (["-i", "cut.txt.gz", "-o", "v"], "damaged or truncated gzip"),
         (["-i", "a.txt", "-o", "v.csv"], "must be a folder, or must end in one of: .npy"),
         (["-i", "a.txt", "-o", "a.txt"], "must be a folder"),

@@ -85,9 +85,10 @@ def test_any_text_comes_back(tmp_path: Path, records: list[tuple[str, str]], suf
 
 def test_columns_by_number_need_no_header(tmp_path: Path) -> None:
     path = tmp_path / "corpus.tsv"
-    path.write_bytes("7\t头痛\n8\t发烧\textra\n9\n".encode())
+    path.write_bytes("7\t头痛\n8\t发\t烧\n9\n10\t咳嗽\n".encode())
     rows = list(read_rows(str(path), Columns("2", "1")))
-    assert rows[:2] == [Row(1, "7", "头痛"), Row(2, "8", "发烧")]
+    assert [rows[0], rows[3]] == [Row(1, "7", "头痛"), Row(4, "10", "咳嗽")]
+    assert rows[1] == BadRow(2, "it has 3 fields, the first row has 2")
     assert rows[2] == BadRow(3, "it has 1 fields, column 2 is asked for")
     for column in ("0", "-1"):
         with pytest.raises(InputError, match=f"no column '{column}'"):
@@ -117,7 +118,8 @@ BAD_JSON = [
     ('{"pid": 1}', "it has no 'passage'"),
     ("[1]", "it is JSON, but list and no object"),
     ('{"pid": 1, "passage": "a"', "it is no JSON"),
-    ("", "it is no JSON"),
+    ("", "it is empty"),
+    ("[" * 100_000, "it is no JSON"),
 ]
 
 
@@ -149,7 +151,11 @@ def test_fields_that_are_missing_or_too_many(tmp_path: Path) -> None:
     path.write_text('pid,passage\n1\n2,a,b\n\n3,"a"b\n4,a\n', "utf-8")
     rows = list(read_rows(str(path), NAMED))
     reasons = [row.reason for row in rows if isinstance(row, BadRow)]
-    assert reasons[:3] == [f"it has {n} fields, the header has 2" for n in (1, 3, 0)]
+    assert reasons[:3] == [
+        "it has 1 fields, column 2 is asked for",
+        "it has 3 fields, the first row has 2",
+        "it has 0 fields, column 2 is asked for",
+    ]
     assert reasons[3].startswith("it is no CSV")
     assert rows[-1] == Row(6, "4", "a")
 
@@ -194,6 +200,44 @@ def test_files_that_are_not_what_their_name_says(tmp_path: Path) -> None:
         list(read_rows(str(tmp_path / "absent.txt"), Columns()))
 
 
+def test_a_quote_that_is_never_closed_is_an_error_and_no_bad_row(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.csv"
+    path.write_text('pid,passage\n1,a\n2,"b\n' + "3,c\n" * 1000, "utf-8")
+    with pytest.raises(InputError, match="row 3 of .* opens a quote that is not closed"):
+        list(read_rows(str(path), NAMED))
+    path.write_text('pid,passage\n1,"' + "a\n" * 9_000_000, "utf-8")
+    with pytest.raises(InputError, match="row 2 of .* opens a quote that is not closed"):
+        list(read_rows(str(path), NAMED))
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    csv_file, parquet_file = tmp_path / "a.csv", tmp_path / "a.parquet"
+    csv_file.write_text("pid,passage,passage\n1,a,b\n", "utf-8")
+    columns = [arrow.array(["1"]), arrow.array(["a"]), arrow.array(["b"])]
+    table = arrow.Table.from_arrays(columns, names=["pid", "passage", "passage"])
+    parquet.write_table(table, parquet_file)
+    for path in (csv_file, parquet_file):
+        with pytest.raises(InputError, match="has the column 'passage' more than once"):
+            list(read_rows(str(path), NAMED))
+
+
+def test_bytes_of_parquet_that_are_no_utf8_spoil_their_row_only(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    binary = arrow.array(["好".encode(), b"\xff\xfe", None], arrow.binary())
+    texts = arrow.Array.from_buffers(arrow.string(), 3, binary.buffers())
+    parquet.write_table(arrow.table({"passage": texts}), path)
+    good, bad, null = read_rows(str(path), Columns("passage"))
+    assert good == Row(1, None, "好")
+    assert isinstance(bad, BadRow)
+    assert "not UTF-8" in bad.reason
+    assert null == BadRow(3, "its text is null")
+
+
+def test_suffixes_may_be_in_capitals(tmp_path: Path) -> None:
+    (tmp_path / "A.TXT").write_text("好\n", "utf-8")
+    assert list(read_rows(str(tmp_path / "A.TXT"), Columns())) == [Row(1, None, "好")]
+
+
 # --- Many files
 
 
@@ -207,6 +251,8 @@ def test_globs_are_sorted_and_must_match(tmp_path: Path) -> None:
         Corpus([f"{tmp_path}/*.csv"], Columns())
     with pytest.raises(InputError, match=r"there is no file '.*absent.txt'"):
         Corpus([f"{tmp_path}/absent.txt"], Columns())
+    with pytest.raises(InputError, match=r"a.txt' is given twice"):
+        Corpus([f"{tmp_path}/a.txt", f"{tmp_path}/./a.txt"], Columns())
     with pytest.raises(InputError, match=r"a.txt' is given twice"):
         Corpus([f"{tmp_path}/*.txt", f"{tmp_path}/a.txt"], Columns())
 
