@@ -3,10 +3,12 @@
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
+import msgspec
+
 from corom.export.checkpoint import Checkpoint, load_checkpoint
+from corom.export.recipe import Recipe
 from corom.export.reference import Reference, reference_token_ids
 from corom.export.sources import ResolvedSource, resolve_source
 from corom.runtime.errors import CoromError, InputError
@@ -30,7 +32,9 @@ def peer_checkpoint(source: str, pooling: Pooling, work: Path | None = None) -> 
         resolved = ResolvedSource(folder, f"{source}, seeded random weights")
     else:
         resolved = resolve_source(source)
-    return replace(load_checkpoint(resolved), pooling=pooling, normalize=False)
+    recipe = resolved.recipe or Recipe(source=source)
+    changed = msgspec.structs.replace(recipe, pooling=pooling, normalize=False)
+    return load_checkpoint(resolved, changed)
 
 
 def reference_vectors(checkpoint: Checkpoint, texts: list[str], max_length: int) -> Vectors:
