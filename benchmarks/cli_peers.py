@@ -87,7 +87,7 @@ def peers(
         if find_spec(package) is None:
             raise missing_extra(package, extra, "Comparing with peers")
     from .peer_folders import peer_folders
-    from .peer_source import peer_bundle, peer_checkpoint, require_same
+    from .peer_source import default_precisions, peer_bundle, peer_checkpoint, require_same
 
     chosen = chosen_peers(only)
     threads = threads or available_cpus()
@@ -95,7 +95,8 @@ def peers(
     checkpoint = peer_checkpoint(source, pooling, work)
     work /= f"{checkpoint.weights_sha256[:12]}-{pooling}-{max_length}"
     if bundle is None:
-        bundle = peer_bundle(checkpoint, work / "bundle", max_length, precisions)
+        chosen_precisions = precisions or default_precisions()
+        bundle = peer_bundle(checkpoint, work / "bundle", max_length, chosen_precisions)
     folders = peer_folders(checkpoint, work, max_length) | {
         "bundle": require_same(bundle, checkpoint)
     }

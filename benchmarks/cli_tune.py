@@ -34,7 +34,7 @@ from .tuning import (
     pareto_front,
 )
 
-TEXTS = 256
+TEXTS = 512
 
 
 @click.command()

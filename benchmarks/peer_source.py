@@ -3,13 +3,15 @@
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
+import msgspec
+
 from corom.export.checkpoint import Checkpoint, load_checkpoint
+from corom.export.recipe import Recipe
 from corom.export.reference import Reference, reference_token_ids
 from corom.export.sources import ResolvedSource, resolve_source
-from corom.runtime.errors import CoromError, InputError
+from corom.runtime.errors import CoromError, InputError, UnavailableError
 from corom.runtime.manifest import Manifest, Pooling, load_manifest
 from corom.runtime.vectors import Vectors
 
@@ -30,7 +32,9 @@ def peer_checkpoint(source: str, pooling: Pooling, work: Path | None = None) -> 
         resolved = ResolvedSource(folder, f"{source}, seeded random weights")
     else:
         resolved = resolve_source(source)
-    return replace(load_checkpoint(resolved), pooling=pooling, normalize=False)
+    recipe = resolved.recipe or Recipe(source=source)
+    changed = msgspec.structs.replace(recipe, pooling=pooling, normalize=False)
+    return load_checkpoint(resolved, changed)
 
 
 def reference_vectors(checkpoint: Checkpoint, texts: list[str], max_length: int) -> Vectors:
@@ -41,6 +45,17 @@ def reference_vectors(checkpoint: Checkpoint, texts: list[str], max_length: int)
 def token_ids(checkpoint: Checkpoint, texts: list[str], max_length: int) -> list[list[int]]:
     """Return the ids of the texts, cut to ``max_length``, special tokens included."""
     return reference_token_ids(checkpoint.folder, texts, max_length)
+
+
+def default_precisions() -> tuple[str, ...]:
+    """Return the precisions that this CPU executes."""
+    from corom.runtime.backend_openvino import open_core, require_precision
+
+    try:
+        require_precision(open_core(), "bf16")
+    except UnavailableError:
+        return ("fp32", "int8")
+    return ("fp32", "bf16", "int8")
 
 
 def peer_bundle(

@@ -266,6 +266,15 @@ def test_only_a_bundle_of_the_same_checkpoint_takes_part(
     assert (done.returncode, "has other weights than" in done.stderr) == (2, True)
 
 
+def test_a_checkpoint_that_does_not_say_its_pooling_gets_the_one_asked_for(
+    make_checkpoint: Callable[..., Path],
+) -> None:
+    folder = make_checkpoint(layout="huggingface")
+    for pooling in ("cls", "mean"):
+        checkpoint = peer_checkpoint(str(folder), pooling)
+        assert (checkpoint.pooling, checkpoint.normalize) == (pooling, False)
+
+
 def test_an_entry_that_gave_up_has_no_process() -> None:
     entry = Entry(HERE)
     entry.give_up(PeerError("why"))
