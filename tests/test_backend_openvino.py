@@ -77,17 +77,6 @@ def test_many_threads_each_get_their_own_vectors(
     assert len(found._backend._idle) <= 8  # type: ignore[attr-defined]
 
 
-def test_a_failed_call_leaves_the_backend_working(tiny_bundle: Path) -> None:
-    backend = opened(tiny_bundle, max_positions=512)
-    batch = Batch(np.full((1, 4), 3), np.array([4]))
-    vector = backend.run(batch)
-    with pytest.raises(RuntimeError):
-        backend.run(
-            Batch(np.full((1, 400), 3), np.array([400]))
-        )  # the graph's positions end at 160
-    np.testing.assert_array_equal(backend.run(batch), vector)
-
-
 def test_the_second_opening_reads_what_the_first_compiled(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
