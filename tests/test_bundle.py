@@ -74,7 +74,8 @@ def test_the_readme_of_a_bundle_says_how_exact_and_whose_it_is(demo_bundle: Path
         "# m3e-small",
         "research use only",
         "512 dimensions, mean pooling",
-        "| fp32 onnx",
+        "| fp32 |",
+        "| onnxruntime |",
     ):
         assert words in text
     assert manifest.source.weights_sha256 in text
