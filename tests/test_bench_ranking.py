@@ -75,10 +75,9 @@ def test_an_interval_has_its_coverage() -> None:
     [
         ("头痛怎么办", ["头痛", "痛怎", "怎么", "么办"]),
         ("头", ["头"]),
-        ("CT检查，5mg！", ["ct", "检查", "5mg"]),
+        ("CT 检查", ["ct", "t检", "检查"]),
         ("", []),
-        ("……", []),
-        ("a_b", ["a", "b"]),
+        (" \n", []),
     ],
 )
 def test_tokens_of_bm25(text: str, tokens: list[str]) -> None:
@@ -87,7 +86,7 @@ def test_tokens_of_bm25(text: str, tokens: list[str]) -> None:
 
 def test_bm25_finds_the_passage_with_the_words() -> None:
     corpus = {"1": "头痛怎么办才好", "2": "今天天气不错", "3": "感冒了要多喝水"}
-    scores = bm25_scores(corpus, {"q": "天气怎样", "none": "？", "absent": "火星"})
+    scores = bm25_scores(corpus, {"q": "天气怎样", "none": " ", "absent": "火星"})
     assert max(scores["q"], key=scores["q"].__getitem__) == "2"
     assert set(scores["q"]) == {"2"}
     assert "none" not in scores
