@@ -88,7 +88,7 @@ def corpus(
         start = time.perf_counter()
         search(index, queries, HITS)
         searched = time.perf_counter() - start
-    # Opening the encoder is no part of the rate; what a job of few rows takes shows it.
+    # A job's rate holds all that its command does: the interpreter, opening the encoder, the files.
     rates = [rows / job.seconds for job in jobs]
     figures = {
         "rows": rows,

@@ -2,11 +2,11 @@
 
 import platform
 import subprocess
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from corom.runtime.cpus import available_cpus, cpu_model
+from corom.runtime.packages import installed_version
 
 PACKAGES = ("corom", "numpy", "onnxruntime", "openvino", "tokenizers", "torch", "transformers")
 
@@ -17,16 +17,9 @@ def describe_machine() -> dict[str, Any]:
         "cpu": cpu_model(),
         "cpus": available_cpus(),
         "python": platform.python_version(),
-        "versions": {name: version for name in PACKAGES if (version := _version(name))},
+        "versions": {name: version for name in PACKAGES if (version := installed_version(name))},
         "commit": _commit(),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _commit() -> str | None:

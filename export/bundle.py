@@ -1,7 +1,6 @@
 """Checkpoint to bundle: the whole of `corom export`, one line a stage."""
 
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from corom.runtime.manifest import (
     describe_files,
     save_manifest,
 )
+from corom.runtime.packages import installed_version
 from corom.runtime.sidecar import Flavour, mismatches, sidecar_path
 
 from .calibration import BETTER_YOUR_OWN, read_calibration_texts
@@ -198,14 +198,7 @@ def _stage_manifest(
         default_prompt_name=checkpoint.default_prompt_name,
         files=describe_files(staging),
         variants=variants,
-        tools={tool: version for tool in TOOLS if (version := _version(tool))},
+        tools={tool: version for tool in TOOLS if (version := installed_version(tool))},
     )
     save_manifest(manifest, staging)
     return manifest
-
-
-def _version(tool: str) -> str | None:
-    try:
-        return metadata.version(tool)
-    except metadata.PackageNotFoundError:  # an extra that is not installed
-        return None

@@ -16,7 +16,7 @@ from .encoder import Encoder
 from .errors import InputError
 from .late_encoder import LateEncoder
 from .manifest import load_manifest
-from .options import EncodeOptions, with_prompt
+from .options import EncodeOptions, with_document_prompt
 from .progress import progress_bar
 from .shards import ShardFolder
 from .writers import SUFFIXES
@@ -56,8 +56,7 @@ def to_folder(
     folder = ShardFolder(output)
     manifest = load_manifest(bundle)
     # The rows of a corpus are what encode_document is for.
-    name = "passage" if "passage" in manifest.prompts else "document"
-    options = with_prompt(name, manifest.prompts, options)
+    options = with_document_prompt(manifest.prompts, options)
     with _opened(bundle, encoder_options, chosen, options) as embedder:
         described = embedder.described
         click.echo(f"{manifest.name}: {described.choice}", err=True)

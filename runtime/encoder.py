@@ -19,7 +19,15 @@ from .engine_cache import EngineCache
 from .errors import CoromError
 from .manifest import checked_file, load_manifest
 from .offline import distinct, execute, one_ahead
-from .options import EncodeOptions, Wish, as_texts, check_options, positive, with_prompt
+from .options import (
+    EncodeOptions,
+    Wish,
+    as_texts,
+    check_options,
+    positive,
+    with_document_prompt,
+    with_prompt,
+)
 from .progress import progress_bar
 from .proof import prove
 from .tokens import Tokenizer, Tokens, Truncate
@@ -169,8 +177,7 @@ class Encoder:
         self, texts: str | Iterable[str], **options: Unpack[EncodeOptions]
     ) -> Vectors:
         """Encode with the manifest's prompt "document" or "passage", if any; else as ``encode``."""
-        name = "passage" if "passage" in self.manifest.prompts else "document"
-        return self.encode(texts, **with_prompt(name, self.manifest.prompts, options))
+        return self.encode(texts, **with_document_prompt(self.manifest.prompts, options))
 
     def token_ids(self, texts: Iterable[str], *, truncate: Truncate = True) -> list[list[int]]:
         """Return the ids each text is executed as, special tokens included."""

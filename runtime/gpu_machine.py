@@ -3,11 +3,11 @@
 import ctypes
 import re
 from functools import lru_cache
-from importlib import metadata
 from pathlib import Path
 
 import msgspec
 
+from .packages import installed_version
 from .sidecar import Flavour, Machine
 
 DISTRIBUTIONS: dict[Flavour, tuple[str, ...]] = {
@@ -70,8 +70,6 @@ def _installed_flavours() -> dict[Flavour, str]:
     versions: dict[Flavour, str] = {}
     for flavour, packages in DISTRIBUTIONS.items():
         for package in packages:
-            try:
-                versions.setdefault(flavour, metadata.version(package))
-            except metadata.PackageNotFoundError:
-                continue
+            if (version := installed_version(package)) is not None:
+                versions.setdefault(flavour, version)
     return versions

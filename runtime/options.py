@@ -91,6 +91,11 @@ def with_prompt(name: str, prompts: Mapping[str, str], options: EncodeOptions) -
     return options
 
 
+def with_document_prompt(prompts: Mapping[str, str], options: EncodeOptions) -> EncodeOptions:
+    """Return the options with the prompt "passage" or else "document", as ``with_prompt`` does."""
+    return with_prompt("passage" if "passage" in prompts else "document", prompts, options)
+
+
 def as_texts(texts: Iterable[str]) -> tuple[Iterable[str], int | None]:
     """Return the texts and their number, None where it is not known before the end.
 

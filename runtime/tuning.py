@@ -4,7 +4,6 @@ Measuring is done by corom.benchmarks; this only keeps, finds and checks what ca
 """
 
 import logging
-from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +13,7 @@ from .cache import cache_root
 from .cpus import available_cpus, cpu_model
 from .errors import InputError
 from .manifest import MANIFEST_NAME, Manifest, Precision, sha256_of
+from .packages import installed_version
 from .whole_file import whole_file
 
 Goal = Literal["throughput", "latency"]
@@ -58,7 +58,7 @@ def check_tuned(tuned: object) -> None:
 
 def this_machine() -> str:
     """Return what the speed of a backend depends on here."""
-    found = [f"{name} {version}" for name in _PACKAGES if (version := _version(name))]
+    found = [f"{name} {version}" for name in _PACKAGES if (version := installed_version(name))]
     return ", ".join([cpu_model(), f"{available_cpus()} CPUs", *found])
 
 
@@ -114,10 +114,3 @@ def _read(file: Path) -> list[Tuning]:
         logger.warning("'%s' cannot be read and is ignored: %s. Run: corom tune", file, error)
         return []
     return [tuning for tuning in kept if tuning.version == TUNING_VERSION]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
