@@ -47,7 +47,8 @@ def variant_rows(variants: Iterable[Variant]) -> list[Row]:
 
 def parity_table(rows: Iterable[Row], title: str) -> Table:
     """Return the table for a terminal of 80 columns."""
-    table = Table(*COLUMNS, title=title, title_justify="left", caption=NOTE, caption_justify="left")
+    table = Table(*COLUMNS, title=title, caption=NOTE, pad_edge=False)  # or names would be cut
+    table.title_justify = table.caption_justify = "left"
     for row in rows:
         table.add_row(*row)
     return table
