@@ -68,8 +68,8 @@ def linear_inputs(
 
         def keep(name: str, hidden: Tensor, mask: Tensor = mask) -> None:
             # A last layer that computes [CLS] alone is fed one row a text.
-            whole = len(hidden) == mask.numel()
-            kept = hidden[mask.flatten().bool()] if whole else hidden
+            whole = hidden.shape[1] == mask.shape[1]
+            kept = hidden[mask.bool()] if whole else hidden.flatten(0, 1)
             total = int(tokens.lengths.sum()) if whole else len(texts)
             step = max(1, total // SAMPLE_ROWS)
             found = Inputs(kept[::step].clone(), kept.amin(0), kept.amax(0))

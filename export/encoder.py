@@ -4,10 +4,8 @@ The same numbers as transformers' BertModel and pooling, with less arithmetic: w
 the last layer is computed for position 0 alone. Plain MatMul, Softmax, MatMul, so that every
 engine can run and fuse the graph. Knows no files, no tokenizer.
 
-Between embeddings and pooling the tokens of all texts stand in one matrix: products of matrices
-take their bias along in every engine, which ONNX Runtime does not do for stacks of them.
-
-Letters in shapes: B texts, S tokens, H hidden; R rows that are asked for (B·S, or B of [CLS]).
+Letters in shapes: B texts, S tokens, Q rows that are asked for (S or 1), H hidden. Between
+embeddings and pooling (B, S, H) may be one matrix (B·S, H) instead, and (B, Q, H) one of (B·Q, H).
 """
 
 from typing import TypeVar
@@ -30,11 +28,14 @@ class TorchEncoder(nn.Module):
     """(B, S) int64 ``input_ids`` and ``attention_mask`` to (B, H) float32 vectors.
 
     Padding stands on the right: positions are counted from the first token. A row of nothing but
-    padding gives a finite vector without meaning.
+    padding gives a finite vector without meaning. ``flat``: have the tokens of all texts in one
+    matrix, the same numbers: ONNX Runtime adds the bias while it multiplies matrices, but not
+    stacks of them. Its int8 products want stacks, and engines were built from them.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, flat: bool = False) -> None:
         super().__init__()
+        self.flat = flat
         self.pooling = checkpoint.pooling
         self.matmul_dtype = torch.float32
         self.embeddings = Embeddings(checkpoint)
@@ -47,14 +48,17 @@ class TorchEncoder(nn.Module):
         """Return the pooled vectors (B, H)."""
         kept = attention_mask.float()
         bias = ((1.0 - kept) * MASKED)[:, None, None, :].to(self.matmul_dtype)  # (B, 1, 1, S)
-        hidden = self.embeddings(input_ids).flatten(0, 1)
+        hidden = self.embeddings(input_ids)
+        texts = hidden.shape
+        if self.flat:
+            hidden = hidden.flatten(0, 1)
         for layer in self.layers[:-1]:
             hidden = layer(hidden, hidden, bias)
         if self.pooling == "cls":
-            first = hidden.unflatten(0, input_ids.shape)[:, 0]
+            first = hidden.view(texts)[:, 0 if self.flat else slice(1)]
             vector: Tensor = self.layers[-1](first, hidden, bias)
-            return vector
-        hidden = self.layers[-1](hidden, hidden, bias).unflatten(0, input_ids.shape)
+            return vector if self.flat else vector.squeeze(1)
+        hidden = self.layers[-1](hidden, hidden, bias).view(texts)
         total: Tensor = (hidden * kept[:, :, None]).sum(dim=1)
         return total / kept.sum(dim=1, keepdim=True).clamp(min=1.0)
 
@@ -96,7 +100,7 @@ class Layer(nn.Module):
         self.output_norm = _norm(checkpoint, f"{prefix}output.LayerNorm")
 
     def forward(self, rows: Tensor, hidden: Tensor, bias: Tensor) -> Tensor:
-        """Return (R, H): the output for ``rows`` (R, H), which attend to ``hidden`` (B·S, H)."""
+        """Return (B, Q, H): the output for ``rows`` (B, Q, H), which attend to ``hidden``."""
         rows = self.attention_norm(rows + self.attention(rows, hidden, bias))
         output: Tensor = self.output_norm(rows + self.outer(self.activation(self.inner(rows))))
         return output
@@ -115,22 +119,14 @@ class Attention(nn.Module):
         self.output = _linear(checkpoint, f"{prefix}output.dense")
 
     def forward(self, rows: Tensor, hidden: Tensor, bias: Tensor) -> Tensor:
-        """Return what ``rows`` (R, H) gather from ``hidden`` (B·S, H) of their texts: (R, H)."""
+        """Return what ``rows`` (B, Q, H) gather from ``hidden`` (B, S, H): (B, Q, H)."""
         by_head = (bias.shape[0], -1, *self.heads)
         query = self.query(rows).view(by_head).transpose(1, 2)
         key = self.key(hidden).view(by_head).permute(0, 2, 3, 1)
         value = self.value(hidden).view(by_head).transpose(1, 2)
         weights = torch.softmax(query @ key + bias, dim=-1)
-        gathered: Tensor = self.output((weights @ value).transpose(1, 2).flatten(2).flatten(0, 1))
+        gathered: Tensor = self.output((weights @ value).transpose(1, 2).reshape(rows.shape))
         return gathered
-
-
-class Linear(nn.Linear):
-    """The product and the sum as two operators: exported as one, int8 could not take its place."""
-
-    def forward(self, rows: Tensor) -> Tensor:
-        """Return (R, N) of ``rows`` (R, K)."""
-        return rows @ self.weight.T + self.bias
 
 
 def _activation(name: Activation) -> nn.Module:
@@ -139,9 +135,9 @@ def _activation(name: Activation) -> nn.Module:
     return nn.GELU(approximate="tanh" if name == "gelu_tanh" else "none")
 
 
-def _linear(checkpoint: Checkpoint, name: str, scale: float = 1.0) -> Linear:
+def _linear(checkpoint: Checkpoint, name: str, scale: float = 1.0) -> nn.Linear:
     weight, bias = checkpoint.state[f"{name}.weight"], checkpoint.state[f"{name}.bias"]
-    linear = Linear(weight.shape[1], weight.shape[0], device="meta")
+    linear = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
     return _filled(linear, {"weight": weight * scale, "bias": bias * scale})
 
 
