@@ -54,7 +54,7 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's has another base
 
     async def ask(self, request: bytes) -> int:
-        """Return the status of the answer, whose ``headers`` and ``body`` stay here; or ``LOST``."""
+        """Return the answer's status, or ``LOST``; its ``headers`` and ``body`` stay here."""
         self._parser = httptools.HttpResponseParser(self)
         self.headers: dict[bytes, bytes] = {}
         self._parts: list[bytes] = []
@@ -68,7 +68,6 @@ class Connection(asyncio.Protocol):
         if not complete:
             self.close()
             return LOST
-        self.open = self.open and self._parser.should_keep_alive()
         return int(self._parser.get_status_code())
 
     @property
@@ -105,7 +104,8 @@ class Connection(asyncio.Protocol):
         self._parts.append(body)
 
     def on_message_complete(self) -> None:
-        """The answer is complete; called by the parser."""
+        """The answer is complete; called by the parser, which knows only now if it may go on."""
+        self.open = self.open and self._parser.should_keep_alive()
         self._end(complete=True)
 
     def _end(self, *, complete: bool) -> None:
@@ -119,7 +119,7 @@ class Client:
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
-        self._place = (parts.hostname, parts.port)
+        self._host, self._port = parts.hostname or "", parts.port or 80
         self._idle: list[Connection] = []
         self.connections = 0
         """How many were opened."""
@@ -153,7 +153,7 @@ class Client:
         self.connections += 1
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(ANSWER_SECONDS):
-            return (await loop.create_connection(Connection, *self._place))[1]
+            return (await loop.create_connection(Connection, self._host, self._port))[1]
 
 
 async def callers(

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,9 @@ async def overhead(
         alone.append(took)
     require_right(replies, subject)
     # The first block warms both.
-    http, direct = figures.latency(sum(over_http[1:], [])), figures.latency(sum(alone[1:], []))
+    http, direct = (
+        figures.latency(list(chain.from_iterable(blocks[1:]))) for blocks in (over_http, alone)
+    )
     rounds = [
         (float(np.median(a)) - float(np.median(b))) * 1e3
         for a, b in zip(over_http[1:], alone[1:], strict=True)

@@ -1,4 +1,4 @@
-"""infinity's server beside `corom serve`: one checkpoint, client, texts; both up, asked in turns."""
+"""infinity's server beside `corom serve`: one checkpoint, client and texts, in turns."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,7 +30,14 @@ def start_infinity(
     python = ensure_environment("infinity")
     model = write_sentence_transformers(checkpoint, folder, max_length)
     port = free_port()
-    command = [python, "-m", "infinity_emb.cli", "v2", "--model-id", model.resolve()]
+    command: list[str | Path] = [
+        python,
+        "-m",
+        "infinity_emb.cli",
+        "v2",
+        "--model-id",
+        model.resolve(),
+    ]
     command += ["--served-model-name", model_name, "--host", HOST, "--port", str(port)]
     # The kernels of BetterTransformer need optimum 1, which today's transformers left behind.
     command += ["--device", "cpu", "--no-bettertransformer", "--url-prefix", "/v1"]

@@ -24,9 +24,7 @@ def floors(report: dict[str, Any], deadline_s: float) -> list[Floor]:
         p99, p50 = busy[kind]["p99_us"], unloaded[kind]["p50_us"]
         found.append(_at_most(f"90 %: p99 by unloaded p50, {kind}", p99 / p50, 5.0))
     refused = burst.get("refused")
-    found.append(
-        _at_most("200 %: 429 after, p99, ms", refused and refused["p99_us"] / 1e3, 100.0)
-    )
+    found.append(_at_most("200 %: 429 after, p99, ms", refused and refused["p99_us"] / 1e3, 100.0))
     number = burst["statuses"].get("429", 0)
     without = number - burst.get("refused_with_retry_after", 0)
     found.append(_at_most("200 %: 429 without Retry-After", without, 0))
@@ -54,7 +52,16 @@ def tables(report: dict[str, Any]) -> str:
         f"every tenth request of {report['batch_texts']} texts; capacity "
         f"{report['capacity']:.0f} requests/s"
     )
-    header = ("load", "requests/s", "texts/s", "p50 ms", "p99 ms", "slowest ms", "429", "client CPU")
+    header = (
+        "load",
+        "requests/s",
+        "texts/s",
+        "p50 ms",
+        "p99 ms",
+        "slowest ms",
+        "429",
+        "client CPU",
+    )
     rows = [
         [
             name,
