@@ -108,7 +108,8 @@ def _at_most(name: str, value: float | None, limit: float) -> Floor:
 
 
 def _latencies(load: dict[str, Any]) -> Sequence[str]:
-    return [name for name in load if name.startswith("latency")]
+    # By size: what eight texts take says nothing beside what one takes.
+    return [name for name in load if name.startswith("latency, ")]
 
 
 def _other(statuses: dict[str, int]) -> list[int]:
