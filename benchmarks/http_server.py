@@ -117,18 +117,19 @@ class Server:
                 )
             if port is not None and _answers(url := f"http://{HOST}:{port}"):
                 return url
-            if port is None and (found := LISTENING.search(self._all_words())):
+            if port is None and (found := LISTENING.search(self.said())):
                 return found[1]
             time.sleep(0.1)
         raise UnavailableError(
             f"the server was not ready within {READY_SECONDS:.0f} s: {self._last_words()}"
         )
 
-    def _all_words(self) -> str:
+    def said(self) -> str:
+        """Return what it has printed so far."""
         return self._said.read_text("utf-8", errors="replace")
 
     def _last_words(self) -> str:
-        return " ".join(self._all_words().strip().splitlines()[-3:])
+        return " ".join(self.said().strip().splitlines()[-3:])
 
 
 def corom_command(bundle: Path, words: Sequence[str]) -> list[str | Path]:
