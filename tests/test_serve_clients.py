@@ -1,6 +1,7 @@
 """Clients that people already have, unchanged, against the real server: only the URL is ours."""
 
 import asyncio
+import gc
 import json
 import subprocess
 from collections.abc import Callable, Iterator
@@ -219,7 +220,11 @@ def test_curl_over_a_unix_socket_and_with_a_large_body(
 
 # --- Frameworks, through what they have for OpenAI
 
+leaves_sockets_open = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+"""These never close the clients they make; what is left is collected before the test ends."""
 
+
+@leaves_sockets_open
 def test_langchain_through_its_openai_client(url: str, encoder: Encoder) -> None:
     langchain_openai = pytest.importorskip("langchain_openai", reason="pip install 'corom[dev]'")
     embeddings = langchain_openai.OpenAIEmbeddings(
@@ -228,8 +233,11 @@ def test_langchain_through_its_openai_client(url: str, encoder: Encoder) -> None
     assert_close(embeddings.embed_documents(TEXTS), encoder.encode(TEXTS))
     assert_close(embeddings.embed_query(TEXTS[1]), encoder.encode(TEXTS[1]))
     assert_close(asyncio.run(embeddings.aembed_query(TEXTS[2])), encoder.encode(TEXTS[2]))
+    del embeddings
+    gc.collect()
 
 
+@leaves_sockets_open
 def test_llama_index_through_its_openai_client(url: str, encoder: Encoder) -> None:
     module = pytest.importorskip(
         "llama_index.embeddings.openai_like", reason="pip install 'corom[dev]'"
@@ -240,3 +248,5 @@ def test_llama_index_through_its_openai_client(url: str, encoder: Encoder) -> No
     texts = TEXTS[:3]
     assert_close(embedding.get_text_embedding_batch(texts), encoder.encode(texts))
     assert_close(embedding.get_query_embedding(TEXTS[1]), encoder.encode(TEXTS[1]))
+    del embedding
+    gc.collect()
