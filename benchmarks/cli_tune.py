@@ -35,8 +35,8 @@ from .tuning import (
     pareto_front,
 )
 
-TEXTS = 256
-"""Two batches of the largest budget; more take their time with every way and tell no more."""
+TEXTS = 128
+"""Two batches of the largest budget at queries' lengths; more cost every way its time and tell no more."""
 
 
 @click.command()
