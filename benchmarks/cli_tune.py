@@ -36,7 +36,7 @@ from .tuning import (
 )
 
 TEXTS = 128
-"""Two batches of the largest budget at queries' lengths; more cost every way its time and tell no more."""
+"""Two batches of the largest budget; more cost every way its time and tell no more."""
 
 
 @click.command()
