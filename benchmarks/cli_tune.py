@@ -24,6 +24,7 @@ from corom.runtime.tuning import (
 from .figures import text_table
 from .texts import made_texts, read_texts
 from .tuning import (
+    BUDGETS,
     FINAL_ROUNDS,
     Final,
     Measured,
@@ -34,7 +35,8 @@ from .tuning import (
     pareto_front,
 )
 
-TEXTS = 512
+TEXTS = 128
+"""Two batches of the largest budget; more cost every way its time and tell no more."""
 
 
 @click.command()
@@ -62,6 +64,11 @@ def tune(
     manifest = load_manifest(bundle)
     texts = (made_texts("queries", TEXTS) if file is None else read_texts(file))[:TEXTS]
     wanted = candidates(bundle, cpus or available_cpus())
+    click.echo(
+        f"{len(wanted)} ways to execute, {len(BUDGETS) + 1} measurements of at least {seconds:g} s "
+        "each, and the fastest again; until the end nothing is changed",
+        err=True,
+    )
     show = sys.stderr is not None and sys.stderr.isatty()
     found: list[Measured] = []
     with progress_bar("ways", len(wanted) + FINAL_ROUNDS, show=show) as advance:

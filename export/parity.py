@@ -3,6 +3,7 @@
 from importlib import resources
 from pathlib import Path
 
+from corom.runtime.cpus import SATURATION, int8_saturates
 from corom.runtime.encoder import Encoder
 from corom.runtime.errors import InputError, ParityError
 from corom.runtime.golden import Golden
@@ -62,10 +63,12 @@ def pass_gate(
             return parity
         token_ids = encoder.token_ids([parity.worst_text])[0]
     drifts = layer_drifts(staging / variant.file, reference, token_ids, backend, variant.precision)
+    saturated = variant.precision == "int8" and int8_saturates()
     raise ParityError(
         f"{variant.precision} by {backend} failed parity with torch: {'; '.join(failures)}.\n"
         f"Worst text: {parity.worst_text[:200]}\n"
         f"First layer that drifts: {first_drift(drifts, variant.tolerance)}"
+        + (f"\n{SATURATION}" if saturated else "")
     )
 
 

@@ -34,7 +34,8 @@ class OpenVinoBackend:
     Raises ``UnavailableError`` without the package, or for a precision that this CPU lacks.
     """
 
-    batch_tokens = 2048
+    # As for ONNX Runtime: what is larger leaves the nearest caches; benchmarks/README.md.
+    batch_tokens = 512
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Which CPUs this process may use: affinity and cgroup quota, not the host's count."""
+"""Which CPUs this process may use, and what they are: affinity and quota, not the host's count."""
 
 import os
 import platform
@@ -21,6 +21,22 @@ def cpu_model() -> str:
         if line.startswith("model name")
     ]
     return models[0] if models else platform.processor() or platform.machine()
+
+
+def int8_saturates(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Say whether this x86 processor has no VNNI: sums of two 8-bit products end at 16 bits then.
+
+    False where it cannot be told.
+    """
+    flags = [set(line.split()) for line in _lines(cpuinfo) if line.startswith("flags")]
+    return bool(flags) and not flags[0] & {"avx512_vnni", "avx_vnni"}
+
+
+SATURATION = (
+    "This CPU has no VNNI: its 8-bit products saturate, which may be all of the difference. "
+    "Take fp32 here, or a CPU with VNNI."
+)
+"""What to say of int8 that fails where ``int8_saturates``."""
 
 
 def cgroup_quota(

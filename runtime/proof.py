@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .batching import Batch, pad, plan_batches
+from .cpus import SATURATION, int8_saturates
 from .errors import ParityError
 from .golden import GOLDEN_NAME, load_golden
 from .manifest import Manifest, checked_file
@@ -34,4 +35,5 @@ def prove(
             f"{what} gives wrong vectors on this machine: cosine {cosine:.6f} to "
             f"the golden ones, at least {cosine_min} is expected. Export the bundle again "
             "on this machine; until then use --backend onnxruntime --precision fp32."
+            + (f" {SATURATION}" if "int8" in what and int8_saturates() else "")
         )

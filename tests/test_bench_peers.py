@@ -280,7 +280,7 @@ def test_a_figure_names_the_commit_and_whether_code_was_changed(tmp_path: Path) 
     assert checkout(folder) == {"commit": None, "tree": None}  # another project's repository
     git("add", "-A")
     git("commit", "-qm", "two")
-    commit, tree = git("rev-parse", "--short=12", "HEAD", "HEAD^{tree}").split()
+    commit, tree = (git("rev-parse", "--short=12", name) for name in ("HEAD", "HEAD^{tree}"))
     assert checkout(folder) == {"commit": commit, "tree": tree}
     (folder / "results" / "run.json").write_text("2")  # what an earlier benchmark wrote
     assert checkout(folder)["commit"] == commit

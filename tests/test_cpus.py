@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from corom.runtime.cpus import available_cpus, cgroup_quota
+from corom.runtime.cpus import available_cpus, cgroup_quota, int8_saturates
 
 
 def group(tmp_path: Path, membership: str, files: dict[str, str]) -> float | None:
@@ -88,3 +88,18 @@ def test_affinity_is_respected() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     assert done.stdout.strip() == b"1"
+
+
+@pytest.mark.parametrize(
+    ("content", "saturates"),
+    [
+        ("flags : fpu avx2 avx512_vnni\n", False),
+        ("flags : avx2 avx_vnni\n", False),
+        ("processor : 0\nflags : avx2 avx512f\n", True),
+        ("Features : fp asimd asimddp\n", False),
+        ("", False),
+    ],
+)
+def test_processors_without_vnni_are_known(tmp_path: Path, content: str, saturates: bool) -> None:
+    (tmp_path / "cpuinfo").write_text(content)
+    assert int8_saturates(tmp_path / "cpuinfo") == saturates
