@@ -101,7 +101,7 @@ async def refuse(refusal: Refusal, scope: Any, receive: App, send: App) -> None:
     head = scope["method"] == "HEAD"
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if head else body, "more_body": True})
-    if refusal.close:
+    if refusal.close and status != 408:  # of which nothing more comes
         await _throw_away(receive)
     await send({"type": "http.response.body", "body": b""})
 

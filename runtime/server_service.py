@@ -92,7 +92,7 @@ def retry_after_s(waiting_tokens: int, tokens_per_s: float | None) -> int:
     """Return how long the waiting tokens take at the measured pace: whole seconds, 1 to 60."""
     if not tokens_per_s:
         return 1
-    return min(MAX_RETRY_AFTER_S, max(1, math.ceil(waiting_tokens / tokens_per_s)))
+    return max(1, math.ceil(min(MAX_RETRY_AFTER_S, waiting_tokens / tokens_per_s)))
 
 
 def warm_up(encoder: Encoder, how: Warmup) -> None:
