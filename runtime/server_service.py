@@ -29,6 +29,8 @@ class Service:
         """"starting", then "ready", then "draining"."""
         self.in_hand = 0
         """Requests that are being read or answered."""
+        self.cut_off = 0
+        """Requests that were given up because the server had to end."""
         self.encoder: Encoder
         self.batcher: DynamicBatcher
 
