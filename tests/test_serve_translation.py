@@ -213,7 +213,7 @@ def test_whose_path_it_is() -> None:
     assert not any(map(is_openai, ["/embed", "/", "/v2/x", "/v11", "/embeddings/"]))
 
 
-@given(st.integers(0, 10**9), st.none() | st.floats(0, 1e9))
+@given(st.integers(0, 10**9), st.none() | st.floats(1e-9, 1e9))
 def test_retry_after_is_whole_seconds_from_1_to_60(waiting: int, pace: float | None) -> None:
     seconds = retry_after_s(waiting, pace)
     assert 1 <= seconds <= 60
