@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 
 from .counters import Counters, Tally
 from .errors import CoromError, DeadlineExceeded, Overloaded, WorkerError
+from .pace import Pace
 from .request import Outcome, Request, deliver
 from .vectors import Vectors
 from .waiting import Chosen, Waiting
@@ -21,29 +22,6 @@ SWEEP_SECONDS = 0.01
 PIECES = 2
 """Pieces of one call that wait at a time: what its own texts wait for is not held against it."""
 TRY_LATER = "Try again later, or elsewhere."
-
-
-class Pace:
-    """How fast batches were executed of late."""
-
-    def __init__(self, workers: int) -> None:
-        self._workers = workers
-        self._tokens = self._seconds = 0.0
-
-    def note(self, tokens: int, seconds: float) -> None:
-        """Note a batch. Half of the measure is what the last seven batches were."""
-        self._tokens = 0.9 * self._tokens + tokens
-        self._seconds = 0.9 * self._seconds + seconds
-
-    @property
-    def tokens_per_s(self) -> float | None:
-        """Tokens a second of all workers; None until a batch was executed."""
-        return self._workers * self._tokens / self._seconds if self._seconds > 0 else None
-
-    def seconds(self, tokens: int) -> float | None:
-        """Return how long so many tokens will take; None if it is not known yet."""
-        pace = self.tokens_per_s
-        return None if pace is None else tokens / pace
 
 
 class Exchange:
