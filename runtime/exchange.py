@@ -19,6 +19,8 @@ SWEEP_SECONDS = 0.01
 """How often all that waits is searched for what expired."""
 
 
+LATE = 2
+"""How much later than expected a text may be served before it is given up."""
 PIECES = 2
 """Pieces of one call that wait at a time: what its own texts wait for is not held against it."""
 TRY_LATER = "Try again later, or elsewhere."
@@ -58,7 +60,7 @@ class Exchange:
             if tally.waiting_texts and not even_if_full:
                 self._refuse_if_full(waiting, request)
             if (own_s := self._pace.seconds(request.waiting_tokens)) is not None:
-                request.patience_s = self._max_queue_s + PIECES * own_s
+                request.patience_s = LATE * self._max_queue_s + PIECES * own_s
             tally.waiting_tokens = waiting
             tally.waiting_texts += request.waiting_texts
             self._waiting.add(request)
