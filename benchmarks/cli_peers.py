@@ -16,7 +16,8 @@ from corom.runtime.errors import InputError, missing_extra
 from corom.runtime.manifest import Pooling
 from corom.runtime.progress import progress_bar
 
-from .contestants import PEERS, Contestant, rungs
+from .contestants import PEERS, Contestant, as_executed, rungs
+from .machine import describe_machine
 from .report import output_option, save, stamped
 from .texts import made_texts, read_texts
 
@@ -36,8 +37,7 @@ NEEDS = {"torch": "export", "transformers": "export", "onnx": "export", "matplot
     "--precision",
     "precisions",
     multiple=True,
-    default=("fp32",),
-    help="Rungs to export; repeatable.",
+    help="Rungs to export; repeatable. Default: those that this CPU executes.",
 )
 @click.option("--pooling", type=click.Choice(["cls", "mean"]), default="cls", show_default=True)
 @click.option("--max-length", type=click.IntRange(3), default=128, show_default=True)
@@ -86,17 +86,18 @@ def peers(
     for package, extra in NEEDS.items():
         if find_spec(package) is None:
             raise missing_extra(package, extra, "Comparing with peers")
+    describe_machine()
     from .peer_folders import peer_folders
     from .peer_source import default_precisions, peer_bundle, peer_checkpoint, require_same
 
-    chosen = chosen_peers(only)
+    here = default_precisions()
+    chosen = [as_executed(peer, here) for peer in chosen_peers(only)]
     threads = threads or available_cpus()
     work = work or cache_root() / "peers" / "work"
     checkpoint = peer_checkpoint(source, pooling, work)
     work /= f"{checkpoint.weights_sha256[:12]}-{pooling}-{max_length}"
     if bundle is None:
-        chosen_precisions = precisions or default_precisions()
-        bundle = peer_bundle(checkpoint, work / "bundle", max_length, chosen_precisions)
+        bundle = peer_bundle(checkpoint, work / "bundle", max_length, precisions or here)
     folders = peer_folders(checkpoint, work, max_length) | {
         "bundle": require_same(bundle, checkpoint)
     }
@@ -111,6 +112,7 @@ def peers(
         sample(texts, alone),
         0 if prepare_only else rounds,
         callers,
+        "bf16" in here,
     )
     if found is None:
         return
@@ -136,8 +138,12 @@ def compete(
     alone: list[str],
     rounds: int,
     callers: int,
+    bf16: bool = True,
 ) -> dict[str, Any] | None:
-    """Return the standings after the rounds; None without rounds: everybody is only checked."""
+    """Return the standings after the rounds; None without rounds: everybody is only checked.
+
+    ``bf16``: whether this CPU executes it, and has a rate of it.
+    """
     from .match import Conditions, check, entered, play, warm
     from .peer_source import reference_vectors, token_ids
     from .roofline import Roofline
@@ -148,7 +154,7 @@ def compete(
 
     max_length = conditions["max_length"]
     lengths = [len(ids) for ids in token_ids(checkpoint, texts, max_length)]
-    roof = Roofline(checkpoint, lengths, conditions["threads"])
+    roof = Roofline(checkpoint, lengths, conditions["threads"], bf16=bf16)
     entries: list[Entry]
     with entered(contestants, Conditions(**conditions), say) as entries:
         some = texts[:CHECK_TEXTS]

@@ -1,6 +1,7 @@
 """Who takes part: every peer with its environment, and every rung of a bundle that can run here."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,11 @@ PEERS = (
     Contestant("ModelScope pipeline", "fp32", "modelscope", "modelscope", "modelscope"),
 )
 """fastembed and optimum read the ONNX file that sentence-transformers' exporter made."""
+
+
+def as_executed(peer: Contestant, here: Sequence[str]) -> Contestant:
+    """Return the peer with the precision it has where the CPU executes those of ``here``."""
+    return replace(peer, precision="fp32") if peer.precision not in here else peer
 
 
 def rungs(bundle: Path) -> list[Contestant]:

@@ -5,7 +5,7 @@ that is here; the highest rate counts. int8: 8-bit operands, 32-bit sums, nothin
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -25,14 +25,16 @@ class Rate(NamedTuple):
     by: str
 
 
-def gemm_rates(shape: EncoderShape, threads: int, seconds: float = 0.1) -> dict[Roof, Rate]:
+def gemm_rates(
+    shape: EncoderShape, threads: int, seconds: float = 0.1, roofs: Sequence[Roof] = ROOFS
+) -> dict[Roof, Rate]:
     """Return the highest rate found for each precision; each product runs about ``seconds``."""
     import torch
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        return {roof: max(_rates(shape, threads, seconds, roof)) for roof in ROOFS}
+        return {roof: max(_rates(shape, threads, seconds, roof)) for roof in roofs}
     finally:
         torch.set_num_threads(before)
 

@@ -14,10 +14,17 @@ class Roofline:
     """Measures the roof between the rounds, under the conditions the contestants have.
 
     ``lengths``: tokens of the texts. ``seconds``: how long each matrix product is measured.
+    ``bf16``: whether this CPU executes it; emulated it has no rate worth its minutes.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, lengths: Sequence[int], threads: int, seconds: float = 0.1
+        self,
+        checkpoint: Checkpoint,
+        lengths: Sequence[int],
+        threads: int,
+        seconds: float = 0.1,
+        *,
+        bf16: bool = True,
     ) -> None:
         config = checkpoint.config
         self.shape = EncoderShape(
@@ -25,11 +32,12 @@ class Roofline:
         )
         self.flops_per_text = texts_flops(self.shape, lengths) / len(lengths)
         self._threads, self._seconds = threads, seconds
-        self._found: dict[Roof, list[Rate]] = {roof: [] for roof in ROOFS}
+        self._found: dict[Roof, list[Rate]] = {roof: [] for roof in ROOFS if bf16 or roof != "bf16"}
 
     def measure(self) -> None:
-        """Measure the rate of every precision once more."""
-        for roof, rate in gemm_rates(self.shape, self._threads, self._seconds).items():
+        """Measure the rate of every precision that is here once more."""
+        roofs = tuple(self._found)
+        for roof, rate in gemm_rates(self.shape, self._threads, self._seconds, roofs).items():
             self._found[roof].append(rate)
 
     def share(self, roof: Roof, texts_per_second: Sequence[float]) -> Spread:

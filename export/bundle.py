@@ -95,8 +95,8 @@ def export_bundle(
         golden = reference_golden(checkpoint, reference, texts)
         save_golden(staging / GOLDEN_NAME, choose_golden(golden))
         say("Exporting the ONNX graph")
+        export_graph(TorchEncoder(checkpoint, flat=True), staging / GRAPHS["fp32"], recipe.opset)
         encoder = TorchEncoder(checkpoint)
-        export_graph(encoder, staging / GRAPHS["fp32"], recipe.opset)
         required: set[Precision] = {"fp32", "fp16"} if engines else {"fp32"}
         wanted = required | set(precisions)
         if "int8" in wanted and calibration_texts is None:

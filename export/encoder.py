@@ -4,7 +4,8 @@ The same numbers as transformers' BertModel and pooling, with less arithmetic: w
 the last layer is computed for position 0 alone. Plain MatMul, Softmax, MatMul, so that every
 engine can run and fuse the graph. Knows no files, no tokenizer.
 
-Letters in shapes: B texts, S tokens, Q rows that are asked for (S or 1), H hidden.
+Letters in shapes: B texts, S tokens, Q rows that are asked for (S or 1), H hidden. Between
+embeddings and pooling (B, S, H) may be one matrix (B·S, H) instead, and (B, Q, H) one of (B·Q, H).
 """
 
 from typing import TypeVar
@@ -27,11 +28,14 @@ class TorchEncoder(nn.Module):
     """(B, S) int64 ``input_ids`` and ``attention_mask`` to (B, H) float32 vectors.
 
     Padding stands on the right: positions are counted from the first token. A row of nothing but
-    padding gives a finite vector without meaning.
+    padding gives a finite vector without meaning. ``flat``: have the tokens of all texts in one
+    matrix, the same numbers: ONNX Runtime adds the bias while it multiplies matrices, but not
+    stacks of them. Its int8 products want stacks, and engines were built from them.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, flat: bool = False) -> None:
         super().__init__()
+        self.flat = flat
         self.pooling = checkpoint.pooling
         self.matmul_dtype = torch.float32
         self.embeddings = Embeddings(checkpoint)
@@ -45,12 +49,16 @@ class TorchEncoder(nn.Module):
         kept = attention_mask.float()
         bias = ((1.0 - kept) * MASKED)[:, None, None, :].to(self.matmul_dtype)  # (B, 1, 1, S)
         hidden = self.embeddings(input_ids)
+        texts = hidden.shape
+        if self.flat:
+            hidden = hidden.flatten(0, 1)
         for layer in self.layers[:-1]:
             hidden = layer(hidden, hidden, bias)
         if self.pooling == "cls":
-            vector: Tensor = self.layers[-1](hidden[:, :1], hidden, bias)
-            return vector.squeeze(1)
-        hidden = self.layers[-1](hidden, hidden, bias)
+            first = hidden.view(texts)[:, 0 if self.flat else slice(1)]
+            vector: Tensor = self.layers[-1](first, hidden, bias)
+            return vector if self.flat else vector.squeeze(1)
+        hidden = self.layers[-1](hidden, hidden, bias).view(texts)
         total: Tensor = (hidden * kept[:, :, None]).sum(dim=1)
         return total / kept.sum(dim=1, keepdim=True).clamp(min=1.0)
 
@@ -112,11 +120,12 @@ class Attention(nn.Module):
 
     def forward(self, rows: Tensor, hidden: Tensor, bias: Tensor) -> Tensor:
         """Return what ``rows`` (B, Q, H) gather from ``hidden`` (B, S, H): (B, Q, H)."""
-        query = self.query(rows).unflatten(-1, self.heads).transpose(1, 2)
-        key = self.key(hidden).unflatten(-1, self.heads).permute(0, 2, 3, 1)
-        value = self.value(hidden).unflatten(-1, self.heads).transpose(1, 2)
+        by_head = (bias.shape[0], -1, *self.heads)
+        query = self.query(rows).view(by_head).transpose(1, 2)
+        key = self.key(hidden).view(by_head).permute(0, 2, 3, 1)
+        value = self.value(hidden).view(by_head).transpose(1, 2)
         weights = torch.softmax(query @ key + bias, dim=-1)
-        gathered: Tensor = self.output((weights @ value).transpose(1, 2).flatten(2))
+        gathered: Tensor = self.output((weights @ value).transpose(1, 2).reshape(rows.shape))
         return gathered
 
 

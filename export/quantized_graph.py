@@ -19,7 +19,7 @@ from torch import nn
 from .calibration import Inputs, linear_inputs
 from .checkpoint import Checkpoint
 from .encoder import TorchEncoder
-from .graph import save_graph
+from .graph import export_graph, save_graph
 from .quantization import InputScheme, choose_scheme, corrected_bias, int8_weights
 
 FP32_GRAPH = "onnx/model.onnx"
@@ -27,10 +27,13 @@ INT8_GRAPH = "onnx/model_int8.onnx"
 
 
 def export_int8_graph(
-    folder: Path, encoder: TorchEncoder, checkpoint: Checkpoint, texts: list[str]
+    folder: Path, encoder: TorchEncoder, opset: int, checkpoint: Checkpoint, texts: list[str]
 ) -> None:
-    """Write the int8 form of the folder's fp32 graph, with scales chosen on ``texts``."""
-    model = onnx.load(folder / FP32_GRAPH)
+    """Write the int8 form of the encoder's graph, with scales chosen on ``texts``."""
+    # Not flat: ONNX Runtime would take product and sum together in fp32 before it sees the codes.
+    assert not encoder.flat
+    export_graph(encoder, folder / INT8_GRAPH, opset)
+    model = onnx.load(folder / INT8_GRAPH)
     linears = {n: m for n, m in encoder.named_modules() if isinstance(m, nn.Linear)}
     products = _products(model, linears)
     inputs = linear_inputs(encoder, checkpoint, texts)

@@ -86,7 +86,7 @@ def make_rungs(
             made.append("fp16")
     if "int8" in wanted:
         say(f"Choosing the scales of int8 on {len(calibration)} texts")
-        export_int8_graph(staging, encoder, checkpoint, calibration)
+        export_int8_graph(staging, encoder, recipe.opset, checkpoint, calibration)
         made.append("int8")
     return made, failures
 

@@ -4,11 +4,14 @@ Texts are tokenized by who asks, so what cannot be a text is refused there and n
 `exchange.py` holds what waits, `waiting.py` chooses what goes together, `workers.py` executes it.
 """
 
+import _thread
 import atexit
 import os
 import time
+import weakref
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -42,7 +45,8 @@ class DynamicBatcher:
     that all that waits may take at the pace measured; a text that has waited for others twice as
     long after all is given up with ``Overloaded``. None for no limit.
 
-    The encoder stays the caller's; closing it closes its batchers first.
+    The encoder stays the caller's; closing it closes its batchers first. A batcher that nobody
+    refers to any more answers what it was asked, and its threads end.
     """
 
     def __init__(
@@ -67,9 +71,12 @@ class DynamicBatcher:
             workers,
         )
         self._process = os.getpid()
-        self._close_now = lambda: self._close("the encoder was closed.", drain=False)
-        self._stay_open = encoder.before_close(self._close_now)
-        atexit.register(self._close_now)
+        # Who refers to it for longer than its user does so weakly.
+        close = partial(_close, weakref.ref(self), "the encoder was closed.")
+        self._stay_open = encoder.before_close(close)
+        _open.add(self)
+        self._gone = weakref.finalize(self, _let_go, self._exchange, self._stay_open, os.getpid())
+        self._gone.atexit = False
         self._workers = Workers(self._exchange, encoder.run, workers)
 
     def submit(
@@ -77,16 +84,16 @@ class DynamicBatcher:
     ) -> Answer:
         """Return the future of one text's vector (H,).
 
-        ``timeout``: seconds after which the answer is of no use; a text that still waits then gets
-        ``DeadlineExceeded``. ``options``: as for ``Encoder.encode``. ``cancel`` of the future drops
-        a text that still waits.
+        ``timeout``: seconds after which an answer is of no use: the caller gets
+        ``DeadlineExceeded`` then, and a text that still waits is not computed. ``options``: as for
+        ``Encoder.encode``. ``cancel`` of the future drops a text that still waits.
 
         Raises ``Overloaded``, and at once what ``Encoder.encode`` raises for such a text.
         """
         wish, deadline = self._check(timeout, options)
         check_text(text, "the text")
         request = Request(self.encoder.tokenize(text, wish), wish, deadline)
-        answer = Answer(lambda: self._exchange.drop(request))
+        answer = Answer(partial(self._exchange.drop, request))
         request.future = answer
         self._exchange.put(request)
         return answer
@@ -171,6 +178,7 @@ class DynamicBatcher:
             raise InputTypeError(f"timeout is {timeout!r}; pass seconds, or None for no limit.")
         if not timeout > 0:
             raise DeadlineExceeded(f"the deadline has passed already: timeout is {timeout} s.")
+        self._workers.watch_deadlines()
         return wish, time.monotonic() + timeout
 
     async def _tokenize(
@@ -185,13 +193,38 @@ class DynamicBatcher:
         return await asyncio.to_thread(self.encoder.tokenize, texts, wish, start)
 
     def _close(self, reason: str, *, drain: bool) -> None:
-        atexit.unregister(self._close_now)
+        _open.discard(self)
+        self._gone.detach()
         self._stay_open()
         if os.getpid() != self._process:
             return  # the threads, and whoever holds the lock, stayed in the other process
         self._exchange.close(reason, drain=drain)
         self._workers.join()
         self._exchange.close(reason, drain=False)  # if no thread was left to drain it
+        self._workers.join_watch()
+
+
+_open: weakref.WeakSet[DynamicBatcher] = weakref.WeakSet()
+"""Batchers to close when the process ends, so that nobody waits for what no thread computes."""
+
+
+@atexit.register
+def _close_all() -> None:
+    for batcher in list(_open):
+        batcher._close("the process ends.", drain=False)
+
+
+def _close(batcher: weakref.ref[DynamicBatcher], reason: str) -> None:
+    if (alive := batcher()) is not None:
+        alive._close(reason, drain=False)
+
+
+def _let_go(exchange: Exchange, stay_open: Callable[[], None], process: int) -> None:
+    """Have the threads of a batcher that is gone end once all that waits is answered."""
+    stay_open()
+    if os.getpid() == process:
+        # The collector may have come to it in a thread that holds the exchange's lock.
+        _thread.start_new_thread(partial(exchange.close, "this batcher is gone.", drain=True), ())
 
 
 async def _first(flight: deque[Request]) -> None:

@@ -6,7 +6,7 @@ CoromError                    exit code
 ├── BundleError                   2      a bundle that is incomplete, altered or too new
 ├── ParityError                   1      vectors differ from the reference by more than allowed
 ├── Overloaded                    3      more waits than may wait; nothing was computed
-├── DeadlineExceeded (TimeoutError) 3    an answer that would come too late; nothing was computed
+├── DeadlineExceeded (TimeoutError) 3    an answer that did not come in time
 ├── WorkerError                   3      what executes batches ended before the answer
 └── UnavailableError              3      a backend, device, precision or package that is not here
     ├── EngineError               3      an engine that cannot be opened or fails
@@ -47,7 +47,7 @@ class Overloaded(CoromError):  # noqa: N818  # a state of the server, as HTTP's 
 
 
 class DeadlineExceeded(CoromError, TimeoutError):  # noqa: N818  # as in gRPC
-    """The answer would have come too late, so it was not computed."""
+    """The answer did not come in time. What still waited then is not computed."""
 
     exit_code = 3
 

@@ -4,6 +4,7 @@ One lock guards it all and is held for microseconds; answers are given outside i
 call what callers attached to them.
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -16,7 +17,7 @@ from .vectors import Vectors
 from .waiting import Chosen, Waiting
 
 SWEEP_SECONDS = 0.01
-"""How often all that waits is searched for what expired."""
+"""How often, at most, all that waits is searched for what expired or was dropped."""
 
 
 LATE = 2
@@ -41,9 +42,14 @@ class Exchange:
         self._max_queue_s = float("inf") if max_queue_s is None else max_queue_s
         self._pace = Pace(workers)
         self._waiting = Waiting(batch_tokens)
-        self._changed = threading.Condition(threading.Lock())
+        lock = threading.Lock()
+        self._changed = threading.Condition(lock)
+        self._due = threading.Condition(lock)
+        """Notified when a deadline comes that is earlier than ``_earliest``."""
+        self._earliest = math.inf
         self._running: dict[threading.Thread, Chosen] = {}
         self._closed: str | None = None
+        self._ended = False
         self._tally = Tally()
         self._swept = 0.0
 
@@ -65,6 +71,9 @@ class Exchange:
             tally.waiting_texts += request.waiting_texts
             self._waiting.add(request)
             self._changed.notify()
+            if request.deadline is not None and request.deadline < self._earliest:
+                self._earliest = request.deadline
+                self._due.notify()
 
     def drop(self, request: Request) -> bool:
         """Forget a request whose caller has gone; False if it is too late to spare the work."""
@@ -83,6 +92,8 @@ class Exchange:
                 idle = not self._waiting
                 while not self._waiting:
                     if self._closed is not None:
+                        if not self._running:
+                            self._end()
                         return None
                     self._changed.wait()
                 if not idle and self._max_wait_s:
@@ -92,6 +103,24 @@ class Exchange:
             deliver(expired)
             if chosen.texts:
                 return chosen
+
+    def expire(self) -> bool:
+        """Wait for the next deadline and answer those it was for; False once there are none more.
+
+        Workers leave out of a batch what has expired, but may be in a long one meanwhile.
+        """
+        with self._due:
+            while True:
+                now = time.monotonic()
+                wait_s = max(self._earliest, self._swept + SWEEP_SECONDS) - now
+                if self._ended or wait_s <= 0:
+                    break
+                self._due.wait(min(wait_s, threading.TIMEOUT_MAX))
+            if self._ended:
+                return False
+            expired = self._sweep(now)
+        deliver(expired)
+        return True
 
     def give(self, chosen: Chosen, vectors: Vectors, seconds: float) -> None:
         """Take the un-normalized vectors (B, H) of a batch and answer those who have all theirs.
@@ -140,6 +169,7 @@ class Exchange:
             self._closed = self._closed or reason
             if not drain:
                 outcomes = self._fail(self._waiting.all(), lambda: CoromError(reason))
+                self._end()
             self._changed.notify_all()
         deliver(outcomes)
 
@@ -177,7 +207,6 @@ class Exchange:
         now = time.monotonic()
         if now >= self._swept + SWEEP_SECONDS:
             self._swept = now
-            self._expire(now, self._waiting.all(), expired)
             self._waiting.forget_dropped()
         chosen = self._waiting.next_batch()
         self._expire(now, [request for request, _ in chosen.texts], expired)
@@ -199,11 +228,29 @@ class Exchange:
         self._running[threading.current_thread()] = chosen
         return chosen
 
-    def _expire(self, now: float, requests: list[Request], expired: list[Outcome]) -> None:
+    def _sweep(self, now: float) -> list[Outcome]:
+        """Give up all that has expired, waiting or being computed, and note the next deadline."""
+        running = (r for chosen in self._running.values() for r, _ in chosen.texts)
+        requests = dict.fromkeys([*self._waiting.all(), *running])
+        expired: list[Outcome] = []
+        self._expire(now, requests, expired)
+        self._waiting.forget_dropped()
+        self._swept = now
+        left = (r.deadline for r in requests if r.deadline is not None and r.deadline > now)
+        self._earliest = min(left, default=math.inf)
+        return expired
+
+    def _end(self) -> None:
+        """Have nobody wait for deadlines any more."""
+        self._ended = True
+        self._due.notify()
+
+    def _expire(self, now: float, requests: Iterable[Request], expired: list[Outcome]) -> None:
         for request in requests:
-            waited_s = now - request.asked
             late = request.deadline is not None and request.deadline <= now
-            if request.dropped or not (late or waited_s >= request.patience_s):
+            waited_s = now - request.asked
+            impatient = request.waiting_texts > 0 and waited_s >= request.patience_s
+            if request.dropped or not request.missing or not (late or impatient):
                 continue
             self._tally.expired += 1
             self._give_up(request)

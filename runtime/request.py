@@ -109,8 +109,8 @@ class Request:
 
     def leave(self) -> None:
         """Stop waiting, in the event loop, for an answer that may come yet."""
-        if self.future is not None:
-            self.future.cancel()
+        if self.future is not None and not self.future.cancel() and not self.future.cancelled():
+            self.future.exception()  # asked for, or the loop reports it as an error nobody saw
 
 
 Outcome = tuple[Request, Vectors | BaseException | None]

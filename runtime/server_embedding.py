@@ -29,11 +29,11 @@ async def encode(request: Request, service: Service, texts: Texts, options: Text
     call: Call = request.scope["corom.call"]
     asked = request.headers.get("x-request-timeout")
     timeout_s = deadline_s(asked, service.settings.request_timeout)
-    work = service.encode(texts, call.usage, timeout_s, options)
+    work = service.encode(texts, call.usage, options)
     try:
         async with asyncio.timeout(timeout_s):
             return await unless_gone(request, work)
-    except TimeoutError:  # DeadlineExceeded too
+    except TimeoutError:
         raise Refusal(
             504,
             "Timeout",

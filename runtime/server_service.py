@@ -74,14 +74,13 @@ class Service:
         self,
         texts: str | list[str] | list[list[int]],
         usage: Usage,
-        timeout_s: float,
         options: TextOptions,
     ) -> Vectors:
         """Return the vectors (N, H) of N texts, (1, H) of one; what it took goes into ``usage``.
 
         Raises as ``DynamicBatcher.aencode`` does.
         """
-        vectors = await self.batcher.aencode(texts, timeout=timeout_s, usage=usage, **options)
+        vectors = await self.batcher.aencode(texts, usage=usage, **options)
         return np.atleast_2d(vectors)
 
     def retry_after_s(self) -> int:

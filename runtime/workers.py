@@ -1,4 +1,5 @@
-"""The threads that execute a batcher's batches, and what happens when one fails or dies."""
+"""The threads of a batcher: those that execute batches, what happens when one fails or dies, and
+one that tells callers in time that their deadline has passed."""
 
 import logging
 import threading
@@ -19,6 +20,7 @@ class Workers:
     def __init__(self, exchange: Exchange, run: Callable[[Batch], Vectors], count: int) -> None:
         self._exchange, self._run, self._count = exchange, run, count
         self._threads: set[threading.Thread] = set()
+        self._watch: threading.Thread | None = None
         self._starting = threading.Lock()
         self.start()
 
@@ -28,8 +30,18 @@ class Workers:
             with self._starting:
                 self._start()
 
+    def watch_deadlines(self) -> None:
+        """Start the thread that does, unless it runs: most batchers need none."""
+        if self._watch is None:
+            with self._starting:
+                if self._watch is None:
+                    self._watch = threading.Thread(
+                        target=self._tell_expired, name="corom-deadlines", daemon=True
+                    )
+                    self._watch.start()
+
     def join(self) -> None:
-        """Wait until all threads have ended."""
+        """Wait until all that execute have ended."""
         while True:
             with self._starting:
                 others = [t for t in self._threads if t is not threading.current_thread()]
@@ -37,6 +49,11 @@ class Workers:
             if not alive:
                 return
             alive[0].join()
+
+    def join_watch(self) -> None:
+        """Wait until nobody watches deadlines any more."""
+        if self._watch is not None and self._watch is not threading.current_thread():
+            self._watch.join()
 
     def _start(self) -> None:
         while len(self._threads) < self._count:
@@ -52,6 +69,14 @@ class Workers:
         except BaseException as error:  # whatever ends it, callers must hear of it
             logger.error("a worker of the batcher died", exc_info=error)
             self._bury(error)
+
+    def _tell_expired(self) -> None:
+        going_on = True
+        while going_on:
+            try:
+                going_on = self._exchange.expire()
+            except BaseException as error:  # of what a caller attached to its answer
+                logger.error("a caller's callback failed", exc_info=error)
 
     def _execute(self, chosen: Chosen) -> None:
         """Run a batch; if it fails, in halves, so that a text that cannot be run fails alone."""

@@ -3,12 +3,14 @@
 import asyncio
 import concurrent.futures
 import ctypes
+import gc
 import logging
 import random
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import suppress
@@ -257,23 +259,59 @@ def hammer(batcher: DynamicBatcher, pool: dict[str, np.ndarray], seconds: float)
 
 def test_64_threads_get_only_right_answers(shared: Encoder, pool: dict[str, np.ndarray]) -> None:
     with DynamicBatcher(shared) as batcher:
-        answered = hammer(batcher, pool, 4)
-        counters = batcher.counters()
+        answered = hammer(batcher, pool, 2)
+    counters = batcher.counters()
     assert answered > 640
     assert counters.texts == answered
     assert counters.batches < answered  # they did share batches
     assert counters.waiting_texts == counters.running_texts == counters.failed == 0
 
 
+def hammer_with_tasks(batcher: DynamicBatcher, pool: dict[str, np.ndarray], seconds: float) -> int:
+    """Let 64 tasks of one loop ask, each answer checked; return how many there were."""
+    texts = sorted(pool)
+    until = time.monotonic() + seconds
+
+    async def call(seed: int) -> int:
+        chance = random.Random(seed)
+        count = 0
+        while time.monotonic() < until:
+            chosen = chance.choices(texts, k=chance.choice([1, 1, 1, 2, 20]))
+            timeout = chance.choice([None, LONG])
+            asked = asyncio.ensure_future(batcher.aencode(chosen, timeout=timeout))
+            if chance.random() < 0.1:
+                await asyncio.sleep(0)
+                asked.cancel()
+                with suppress(asyncio.CancelledError):
+                    await asked
+                continue
+            assert close(await asked, np.stack([pool[text] for text in chosen])), chosen
+            count += len(chosen)
+        return count
+
+    async def all_of_them() -> int:
+        return sum(await asyncio.gather(*map(call, range(64))))
+
+    return asyncio.run(all_of_them())
+
+
+def test_64_tasks_get_only_right_answers(shared: Encoder, pool: dict[str, np.ndarray]) -> None:
+    with DynamicBatcher(shared) as batcher:
+        assert hammer_with_tasks(batcher, pool, 2) > 640
+    counters = batcher.counters()
+    assert counters.waiting_texts == counters.running_texts == counters.failed == 0
+
+
 @pytest.mark.slow
-def test_64_threads_for_a_minute_get_only_right_answers_in_flat_memory(
-    shared: Encoder, pool: dict[str, np.ndarray]
+@pytest.mark.parametrize("way", [hammer, hammer_with_tasks])
+def test_64_callers_for_a_minute_get_only_right_answers_in_flat_memory(
+    shared: Encoder, pool: dict[str, np.ndarray], way: Any
 ) -> None:
     process = psutil.Process()
     with DynamicBatcher(shared) as batcher:
-        hammer(batcher, pool, 10)
+        way(batcher, pool, 10)
         before = process.memory_info().rss
-        answered = hammer(batcher, pool, 60)
+        answered = way(batcher, pool, 60)
         grown = process.memory_info().rss - before
     assert answered > 10_000
     assert grown < 16 * 2**20
@@ -471,6 +509,97 @@ def test_a_deadline_that_passes_far_behind_is_told_soon(held: DynamicBatcher, ga
         await ahead
 
     asyncio.run(call())
+
+
+@pytest.mark.parametrize("in_hand", [False, True], ids=["waits", "is executed"])
+def test_a_deadline_is_kept_while_the_worker_is_in_a_long_batch(
+    batcher: DynamicBatcher, gate: Gate, in_hand: bool
+) -> None:
+    first = batcher.submit("第一", timeout=0.2 if in_hand else None)
+    assert gate.reached.wait(LONG)
+    start = time.monotonic()
+    late = first if in_hand else batcher.submit("迟到", timeout=0.1)
+    far = batcher.submit("头痛", timeout=LONG)
+    with pytest.raises(DeadlineExceeded, match=r"passed after 0\.[12].* s of waiting"):
+        late.result(SOON)
+    assert time.monotonic() - start < SOON
+    assert not gate.is_open.is_set()  # told although no worker came back
+    counters = batcher.counters()
+    assert (counters.expired, counters.waiting_texts) == (1, 1)
+    gate.is_open.set()
+    assert far.result(LONG).shape == (48,)
+    assert len(gate.executed()) == 2
+
+
+@given(waits=st.lists(st.floats(0.001, 0.3), min_size=1, max_size=30))
+@settings(deadline=None, max_examples=5)
+def test_deadlines_are_told_in_time_in_whatever_order_they_come(
+    tiny_bundle: Path, waits: list[float]
+) -> None:
+    told: dict[int, float] = {}
+    with Encoder(tiny_bundle, threads=1) as encoder, DynamicBatcher(encoder) as batcher:
+        gate = Gate(encoder)
+        try:
+            batcher.submit("第一")
+            assert gate.reached.wait(LONG)
+            answers = []
+            for k, seconds in enumerate(waits):
+                due = time.monotonic() + seconds
+                answers.append(batcher.submit("头痛", timeout=seconds))
+                answers[k].add_done_callback(
+                    lambda _, k=k, due=due: told.setdefault(k, time.monotonic() - due)
+                )
+            assert concurrent.futures.wait(answers, LONG).not_done == set()
+            assert all(isinstance(a.exception(), DeadlineExceeded) for a in answers)
+        finally:
+            gate.is_open.set()
+    assert all(-1e-3 < late < SOON for late in told.values())
+
+
+def test_a_deadline_of_a_task_is_kept_and_nothing_is_left_unseen(
+    held: DynamicBatcher, gate: Gate
+) -> None:
+    complaints: list[dict[str, Any]] = []
+
+    async def call() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, c: complaints.append(c))
+        start = time.monotonic()
+        with pytest.raises(DeadlineExceeded):
+            await held.aencode(["头痛"] * 2000, timeout=0.1)  # two pieces of it wait
+        assert time.monotonic() - start < SOON
+        gc.collect()
+
+    asyncio.run(call())
+    assert not gate.is_open.is_set()
+    assert complaints == []
+    assert held.counters().waiting_tokens == 0
+
+
+@pytest.mark.parametrize("closes", [False, True])
+def test_what_is_done_with_an_expired_answer_harms_no_other(
+    batcher: DynamicBatcher, gate: Gate, caplog: pytest.LogCaptureFixture, closes: bool
+) -> None:
+    def act(_: object) -> None:
+        if closes:
+            batcher.close()
+        raise SystemExit("a caller's own")
+
+    first = batcher.submit("第一")
+    assert gate.reached.wait(LONG)
+    batcher.submit("头痛", timeout=0.02).add_done_callback(act)
+    other = batcher.submit("发烧", timeout=0.04)
+    with caplog.at_level(logging.CRITICAL, logger="corom"):
+        if closes:
+            time.sleep(0.1)
+            gate.is_open.set()  # closing waits for the worker
+            assert not concurrent.futures.wait([other], LONG).not_done
+        else:
+            with pytest.raises(DeadlineExceeded):
+                other.result(SOON)
+        gate.is_open.set()
+        assert first.result(LONG).shape == (48,)
+        batcher.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("corom-")]
 
 
 def test_a_deadline_error_is_a_timeout_too() -> None:
@@ -760,11 +889,51 @@ def test_a_callback_may_close_the_batcher(encoder: Encoder) -> None:
     batcher.close()
 
 
+def test_a_batcher_that_is_let_go_answers_and_leaves_nothing(tiny_bundle: Path) -> None:
+    encoder = Encoder(tiny_bundle, threads=1)
+    gate = Gate(encoder)
+    batcher = DynamicBatcher(encoder)
+    answers = [batcher.submit("头痛", timeout=timeout) for timeout in (None, LONG)]
+    assert gate.reached.wait(LONG)
+    gone, encoder_gone = weakref.ref(batcher), weakref.ref(encoder)
+    del batcher
+    assert gone() is None  # at once: nothing but its user held it
+    assert not encoder._before_close
+    gate.is_open.set()
+    for answer in answers:
+        assert answer.result(LONG).shape == (48,)
+    until = time.monotonic() + LONG
+    while [t for t in threading.enumerate() if t.name.startswith("corom-")]:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    del encoder, gate
+    gc.collect()  # the gate and the backend refer to each other
+    assert encoder_gone() is None
+
+
+def test_a_batcher_may_be_let_go_by_the_collector_at_any_moment(tiny_bundle: Path) -> None:
+    """Also by a thread that holds the lock of its exchange."""
+    with Encoder(tiny_bundle, threads=1) as encoder:
+        ring: list[Any] = [DynamicBatcher(encoder)]
+        ring.append(ring)
+        answer = ring[0].submit("头痛")
+        answer.result(LONG)
+        changed, gone = ring[0]._exchange._changed, weakref.ref(ring[0])
+        with changed:
+            del ring
+            gc.collect()
+            assert gone() is None
+        until = time.monotonic() + LONG
+        while [t for t in threading.enumerate() if t.name == "corom-batcher"]:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
+
 def test_closing_leaves_no_threads_and_no_memory(encoder: Encoder) -> None:
     process = psutil.Process()
     for round_ in range(40):
         with DynamicBatcher(encoder) as batcher:
-            batcher.submit("头痛").result(LONG)
+            batcher.submit("头痛", timeout=LONG).result(LONG)
         batcher.close()
         if round_ == 20:
             threads, memory = process.num_threads(), process.memory_info().rss

@@ -15,8 +15,9 @@ import pytest
 from corom.benchmarks import contestants, match
 from corom.benchmarks.chart import write_charts
 from corom.benchmarks.cli_peers import chosen_peers, sample
-from corom.benchmarks.contestants import PEERS, Contestant, rungs
+from corom.benchmarks.contestants import PEERS, Contestant, as_executed, rungs
 from corom.benchmarks.figures import Spread, ratio_spread, spread
+from corom.benchmarks.machine import checkout
 from corom.benchmarks.match import Conditions, Entry, check, entered, play, warm
 from corom.benchmarks.peer_environment import (
     COMPLETE,
@@ -250,6 +251,41 @@ def test_peers_are_chosen_by_name_and_texts_always_alike() -> None:
         chosen_peers(("unheard-of",))
     assert sample(list("abcdef"), 3) == sample(list("abcdef"), 3)
     assert sample(list("abc"), 9) == list("abc")
+
+
+def test_without_bf16_nobody_is_said_to_execute_it(tiny_checkpoint: Path) -> None:
+    precisions = {p.name: as_executed(p, ("fp32", "int8")).precision for p in PEERS}
+    assert precisions["sentence-transformers OpenVINO"] == "fp32"
+    assert precisions["sentence-transformers ONNX int8"] == "int8"
+    assert [as_executed(p, ("fp32", "bf16", "int8")) for p in PEERS] == list(PEERS)
+    checkpoint = peer_checkpoint(str(tiny_checkpoint), "cls")
+    roof = Roofline(checkpoint, [5, 9], threads=1, seconds=0.001, bf16=False)
+    roof.measure()
+    assert set(roof.described()["gemm_gflops"]) == {"fp32", "int8"}
+
+
+def test_a_figure_names_the_commit_and_whether_code_was_changed(tmp_path: Path) -> None:
+    def git(*words: str) -> str:
+        user = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        command = ["git", "-C", tmp_path, *user, *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    folder = tmp_path / "benchmarks"
+    for path in ("benchmarks/machine.py", "benchmarks/results/run.json", "runtime/encoder.py"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("1")
+    git("init", "-q")
+    git("add", "-A", "--", ":!benchmarks/machine.py")
+    git("commit", "-qm", "one")
+    assert checkout(folder) == {"commit": None, "tree": None}  # another project's repository
+    git("add", "-A")
+    git("commit", "-qm", "two")
+    commit, tree = git("rev-parse", "--short=12", "HEAD", "HEAD^{tree}").split()
+    assert checkout(folder) == {"commit": commit, "tree": tree}
+    (folder / "results" / "run.json").write_text("2")  # what an earlier benchmark wrote
+    assert checkout(folder)["commit"] == commit
+    (tmp_path / "runtime" / "new.py").write_text("3")
+    assert checkout(folder) == {"commit": f"{commit}-dirty", "tree": tree}
 
 
 def test_the_ratio_is_round_by_round() -> None:

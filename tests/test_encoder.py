@@ -3,6 +3,7 @@
 import logging
 import random
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import onnx
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -163,24 +165,42 @@ def test_more_texts_than_a_window_keep_their_order(
     assert np.abs(vectors - known[np.arange(count) % 97]).max() <= INVARIANCE
 
 
-def test_threads_share_an_encoder(encoder: Encoder, pool: dict[str, np.ndarray]) -> None:
+def hammer(encoder: Encoder, pool: dict[str, np.ndarray], seconds: float) -> int:
+    """Let 64 threads encode, each vector checked; return how many there were."""
     texts = sorted(pool, key=len)[:-1]  # 1 MB takes most of the time and shows nothing more
+    until = time.monotonic() + seconds
 
-    def hammer(seed: int) -> float:
+    def call(seed: int) -> int:
         chance = random.Random(seed)
-        worst = 0.0
-        for _ in range(12):
+        count = 0
+        while time.monotonic() < until:
             chosen = chance.choices(texts, k=chance.randint(1, 24))
             if chance.random() < 0.3:
-                found = encoder.encode(chosen[0])[None]
                 chosen = chosen[:1]
+                found = encoder.encode(chosen[0])[None]
             else:
                 found = encoder.encode(chosen, batch_size=chance.choice([None, 1, 5]))
-            worst = max(worst, float(np.abs(found - [pool[text] for text in chosen]).max()))
-        return worst
+            assert np.abs(found - [pool[text] for text in chosen]).max() <= INVARIANCE
+            count += len(chosen)
+        return count
 
-    with ThreadPoolExecutor(8) as threads:
-        assert max(threads.map(hammer, range(8))) <= INVARIANCE
+    with ThreadPoolExecutor(64) as threads:
+        return sum(threads.map(call, range(64)))
+
+
+def test_64_threads_share_an_encoder(encoder: Encoder, pool: dict[str, np.ndarray]) -> None:
+    assert hammer(encoder, pool, 2) > 640
+
+
+@pytest.mark.slow
+def test_64_threads_share_an_encoder_for_a_minute_in_flat_memory(
+    encoder: Encoder, pool: dict[str, np.ndarray]
+) -> None:
+    process = psutil.Process()
+    hammer(encoder, pool, 10)
+    before = process.memory_info().rss
+    assert hammer(encoder, pool, 60) > 10_000
+    assert process.memory_info().rss - before < 16 * 2**20
 
 
 # --- Shapes and types

@@ -45,6 +45,16 @@ def test_the_graph_is_valid_and_standard(exported: Path) -> None:
     assert kinds.count("Gelu") == 3
 
 
+def test_onnx_runtime_adds_the_bias_while_it_multiplies(exported: Path, tmp_path: Path) -> None:
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(exported, options, providers=["CPUExecutionProvider"])
+    kinds = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert kinds.count("Gemm") == 6 * 3
+    assert sum("MatMul" in kind for kind in kinds) == 2 * 3  # attention
+
+
 def test_inputs_and_output_are_as_the_bundle_promises(exported: Path) -> None:
     opened = session(exported)
     assert [(i.name, i.type) for i in opened.get_inputs()] == [

@@ -14,14 +14,13 @@ from hypothesis import strategies as st
 
 from corom.export.calibration import MOST_TEXTS, Inputs, linear_inputs, read_calibration_texts
 from corom.export.encoder import TorchEncoder
-from corom.export.graph import export_graph
 from corom.export.quantization import (
     InputScheme,
     choose_scheme,
     corrected_bias,
     int8_weights,
 )
-from corom.export.quantized_graph import FP32_GRAPH, INT8_GRAPH, export_int8_graph
+from corom.export.quantized_graph import INT8_GRAPH, export_int8_graph
 from corom.runtime.manifest import Pooling
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -122,8 +121,7 @@ def graph(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     checkpoint = random_checkpoint(request.param, scales={"bias": 0.0})
     folder = tmp_path_factory.mktemp("graphs")
     encoder = TorchEncoder(checkpoint)
-    export_graph(encoder, folder / FP32_GRAPH, 20)
-    export_int8_graph(folder, encoder, checkpoint, TEXTS)
+    export_int8_graph(folder, encoder, 20, checkpoint, TEXTS)
     return folder / INT8_GRAPH
 
 

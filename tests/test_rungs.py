@@ -1,12 +1,16 @@
 """The precision ladder: each rung proven where it is executed, or left out with the reason."""
 
 import json
+import random
 import subprocess
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -79,6 +83,38 @@ def test_a_vector_depends_on_its_batch_by_no_more_than_the_bound(
     together = rung.encode_together(texts)
     alone = np.concatenate([rung.encode_together([text]) for text in texts])
     assert np.abs(together - alone).max() <= bound
+
+
+@pytest.mark.slow
+def test_64_threads_for_a_minute_stay_within_the_bound_in_flat_memory(
+    rung: Encoder, parity_texts: list[str]
+) -> None:
+    """Alone, in a batch, by whichever thread: as `test_a_vector_depends…` says."""
+    variant = rung.manifest.variant(rung.precision)  # type: ignore[arg-type]
+    assert variant is not None
+    bound = variant.tolerance.batch_invariance
+    assert bound is not None
+    pool = {text: rung.encode_together([text])[0] for text in parity_texts[::3]}
+    texts = sorted(pool)
+
+    def call(seed: int, until: float) -> int:
+        chance = random.Random(seed)
+        count = 0
+        while time.monotonic() < until:
+            chosen = chance.choices(texts, k=chance.choice([1, 1, 5, 30]))
+            found = rung.encode(chosen if len(chosen) > 1 else chosen[0])
+            assert np.abs(found - [pool[text] for text in chosen]).max() <= bound
+            count += len(chosen)
+        return count
+
+    process = psutil.Process()
+    with ThreadPoolExecutor(64) as threads:
+        for seconds in (15, 60):  # the first to reach the most that it takes
+            before = process.memory_info().rss
+            until = time.monotonic() + seconds
+            answered = sum(threads.map(call, range(64), [until] * 64))
+    assert answered > 5_000
+    assert process.memory_info().rss - before < 24 * 2**20
 
 
 def test_every_rung_verifies(corom: Corom, ladder: Path) -> None:
