@@ -14,7 +14,7 @@ from .server_body import ClientGone
 from .server_call import Call
 from .server_errors import Refusal, refusal_of
 from .server_gate import Key, Record, refuse
-from .server_metrics import Metrics
+from .server_metrics import OTHER, Metrics
 from .server_routes import Routes
 from .server_service import Service
 
@@ -60,7 +60,7 @@ def build_app(service: Service, metrics: Metrics, tracing: "Tracing | None" = No
     paths = {route.path for route in table}
 
     def observe(call: Call) -> None:
-        route = call.path if call.path in paths else "other"
+        route = call.path if call.path in paths else OTHER
         metrics.observe(call, route)
         service.cut_off += call.cut_off
         if tracing is not None:

@@ -232,7 +232,8 @@ def check_truncate(truncate: object) -> None:
 
 def are_ids(texts: list[str] | list[list[int]]) -> TypeGuard[list[list[int]]]:
     """Say whether texts are given as token ids: whether the first one is."""
-    return bool(texts) and isinstance(texts[0], list)
+    first = texts[0] if texts else None
+    return isinstance(first, list) and bool(first) and isinstance(first[0], int)
 
 
 def check_text(text: object, place: str) -> None:

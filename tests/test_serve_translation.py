@@ -13,6 +13,8 @@ from hypothesis.extra import numpy as arrays
 
 pytest.importorskip("orjson")
 
+from prometheus_client import CollectorRegistry, Histogram
+
 from corom.runtime.errors import (
     BundleError,
     CoromError,
@@ -26,6 +28,7 @@ from corom.runtime.server_body import check_content_type, decode
 from corom.runtime.server_call import request_id
 from corom.runtime.server_embedding import deadline_s
 from corom.runtime.server_errors import Refusal, body_of, is_openai, refusal_of, status_of
+from corom.runtime.server_metrics import SECONDS, Distribution
 from corom.runtime.server_openai import EmbeddingsRequest, embeddings_reply
 from corom.runtime.server_protocol import without_upgrade
 from corom.runtime.server_service import retry_after_s
@@ -279,3 +282,20 @@ def test_a_wish_for_another_protocol_is_taken_out_of_the_head_alone() -> None:
     head = b"POST / HTTP/1.1\r\nconnection: upgrade\r\nUpgrade: h2c\r\n\r\n"
     body = b'{"inputs": "\r\nUpgrade: h2c"}'
     assert without_upgrade(head + body) == head.replace(b"Upgrade:", b"x-upgrade:") + body
+
+
+@given(
+    st.lists(st.lists(st.floats(0, 100) | st.sampled_from(SECONDS), min_size=1), max_size=5),
+)
+def test_values_added_together_are_in_the_buckets_of_prometheus(rounds: list[list[float]]) -> None:
+    found = Distribution(SECONDS)
+    registry = CollectorRegistry()
+    theirs = Histogram("x", "x", buckets=SECONDS, registry=registry)
+    for values in rounds:
+        found.add(values)
+        for value in values:
+            theirs.observe(value)
+    (family,) = registry.collect()
+    samples = {s.labels["le"]: s.value for s in family.samples if "le" in s.labels}
+    assert dict(found.buckets()) == samples
+    assert found.total == pytest.approx(sum(map(sum, rounds)))
