@@ -20,7 +20,7 @@ SWEEP_SECONDS = 0.01
 """How often, at most, all that waits is searched for what expired or was dropped."""
 
 
-LATE = 2
+LATE = 3
 """How much later than expected a text may be served before it is given up."""
 PIECES = 2
 """Pieces of one call that wait at a time: what its own texts wait for is not held against it."""

@@ -1091,7 +1091,7 @@ def test_a_text_that_waited_too_long_for_others_is_given_up(encoder: Encoder, ga
         first = batcher.submit("第一")
         assert gate.reached.wait(LONG)
         late = batcher.submit("发烧")
-        time.sleep(0.1)
+        time.sleep(0.2)
         gate.is_open.set()
         assert first.result(LONG).shape == (48,)
         with pytest.raises(Overloaded, match="for others; max_queue_s is 0.05"):
