@@ -40,6 +40,8 @@ def open_session(
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    # Its threads would go on spinning after a run, on the CPUs that whoever waits for it needs.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
         session = onnxruntime.InferenceSession(graph, options, providers=providers)
     except Exception as error:  # each of the library's error classes derives from Exception

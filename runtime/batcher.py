@@ -42,8 +42,8 @@ class DynamicBatcher:
     ``max_wait_us``: how long a busy worker may wait for a batch to fill up, counted from its oldest
     text; an idle one takes what is there at once. ``max_queue_tokens``: tokens that may wait; a
     call beyond that is refused with ``Overloaded``. ``max_queue_s``: likewise, seconds
-    that all that waits may take at the pace measured; a text that has waited for others longer than
-    that after all is given up with ``Overloaded``. None for no limit.
+    that all that waits may take at the pace measured; a text that has waited for others three
+    times as long after all is given up with ``Overloaded``. None for no limit.
 
     The encoder stays the caller's; closing it closes its batchers first. A batcher that nobody
     refers to any more answers what it was asked, and its threads end.

@@ -74,7 +74,7 @@ def serving_options(command: Any) -> Any:  # noqa: ANN401
         _option(
             "--queue-timeout",
             type=SECONDS,
-            help="Seconds a text may wait for its batch; then 429.",
+            help="Seconds that all that waits may take, as measured; more is answered with 429.",
         ),
         _option(
             "--request-timeout",

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 
 from .counters import Counters, Tally
 from .errors import CoromError, DeadlineExceeded, Overloaded, WorkerError
+from .pace import Pace
 from .request import Outcome, Request, deliver
 from .vectors import Vectors
 from .waiting import Chosen, Waiting
@@ -19,32 +20,11 @@ SWEEP_SECONDS = 0.01
 """How often, at most, all that waits is searched for what expired or was dropped."""
 
 
+LATE = 3
+"""How much later than expected a text may be served before it is given up."""
 PIECES = 2
 """Pieces of one call that wait at a time: what its own texts wait for is not held against it."""
 TRY_LATER = "Try again later, or elsewhere."
-
-
-class Pace:
-    """How fast batches were executed of late."""
-
-    def __init__(self, workers: int) -> None:
-        self._workers = workers
-        self._tokens = self._seconds = 0.0
-
-    def note(self, tokens: int, seconds: float) -> None:
-        """Note a batch. Half of the measure is what the last seven batches were."""
-        self._tokens = 0.9 * self._tokens + tokens
-        self._seconds = 0.9 * self._seconds + seconds
-
-    @property
-    def tokens_per_s(self) -> float | None:
-        """Tokens a second of all workers; None until a batch was executed."""
-        return self._workers * self._tokens / self._seconds if self._seconds > 0 else None
-
-    def seconds(self, tokens: int) -> float | None:
-        """Return how long so many tokens will take; None if it is not known yet."""
-        pace = self.tokens_per_s
-        return None if pace is None else tokens / pace
 
 
 class Exchange:
@@ -86,7 +66,7 @@ class Exchange:
             if tally.waiting_texts and not even_if_full:
                 self._refuse_if_full(waiting, request)
             if (own_s := self._pace.seconds(request.waiting_tokens)) is not None:
-                request.patience_s = self._max_queue_s + PIECES * own_s
+                request.patience_s = LATE * self._max_queue_s + PIECES * own_s
             tally.waiting_tokens = waiting
             tally.waiting_texts += request.waiting_texts
             self._waiting.add(request)
@@ -267,11 +247,10 @@ class Exchange:
 
     def _expire(self, now: float, requests: Iterable[Request], expired: list[Outcome]) -> None:
         for request in requests:
-            if request.dropped or not request.missing:
-                continue
-            waited_s = now - request.asked
             late = request.deadline is not None and request.deadline <= now
-            if not late and not (request.waiting_texts and waited_s >= request.patience_s):
+            waited_s = now - request.asked
+            impatient = request.waiting_texts > 0 and waited_s >= request.patience_s
+            if request.dropped or not request.missing or not (late or impatient):
                 continue
             self._tally.expired += 1
             self._give_up(request)

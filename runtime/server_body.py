@@ -30,37 +30,31 @@ async def read_body(request: Any, limit: int, timeout_s: float) -> bytes:  # noq
 
 
 async def _read(request: Any, limit: int) -> bytes:  # noqa: ANN401
-    message = await request.receive()
-    body: bytes = message.get("body", b"")
-    if message["type"] == "http.request" and not message.get("more_body"):
-        if len(body) > limit:
-            raise too_large(limit)
-        return body
-    parts, size = [body], len(body)
-    while True:
+    parts, size, more = [], 0, True
+    while more:
+        message = await request.receive()
         if message["type"] == "http.disconnect":
             raise ClientGone
-        if size > limit:
-            raise too_large(limit)
-        if not message.get("more_body"):
-            return b"".join(parts)
-        message = await request.receive()
         parts.append(message.get("body", b""))
         size += len(parts[-1])
+        more = message.get("more_body", False)
+        if size > limit:
+            raise too_large(limit, read=not more)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 class ClientGone(Exception):  # noqa: N818  # nobody is left to be told
     """The client closed the connection before it was answered."""
 
 
-def too_large(limit: int) -> Refusal:
-    """Return the refusal of a body beyond the limit."""
+def too_large(limit: int, *, read: bool = False) -> Refusal:
+    """Return the refusal of a body beyond the limit; ``read``: nothing of it comes any more."""
     return Refusal(
         413,
         "Validation",
         f"the body is larger than {limit} bytes (--payload-limit). Send fewer texts at once.",
         code="payload_too_large",
-        close=True,
+        close=not read,
     )
 
 

@@ -1,22 +1,19 @@
 """What the server counts, for Prometheus: TEI's names, and corom's own beside them."""
 
-from collections.abc import Iterable, Iterator
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    generate_latest,
-    start_http_server,
-)
+import numpy as np
+from prometheus_client import CollectorRegistry, Gauge, generate_latest, start_http_server
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
-from .counters import Counters
 from .server_call import Call
+from .server_metrics_batcher import BatcherMetrics
 from .server_service import Service
 
 SECONDS = (
@@ -30,70 +27,60 @@ TEI_DURATIONS = {
     "inference": "te_request_inference_duration",
 }
 
+TEXTS = {
+    "corom_texts": "Texts",
+    "corom_tokens": "Tokens",
+    "corom_truncated_texts": "Texts that were cut,",
+}
+OTHER = "other"
+"""The route of what has none."""
+ROWS = 1024
+"""Requests that are kept before they are added up."""
+
+
+class Row(NamedTuple):
+    """A request that has ended, as it is counted."""
+
+    route: str
+    status: int
+    failure: str | None
+    method: str
+    texts: int
+    tokens: int
+    truncated: int
+    seconds: tuple[float, ...]
+    """By stage."""
+
 
 class Metrics:
-    """The registry, and what is counted a request."""
+    """What is counted a request. Rows are kept and added up together: that takes a tenth."""
 
     def __init__(self, service: Service) -> None:
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
-        registry.register(_Batcher(service))
-        self._counts = _Counts()
-        registry.register(self._counts)
-        self._answers = Counter(
-            "corom_requests", "Requests by route and status.", ("route", "status"),
-            registry=registry,
-        )  # fmt: skip
-        self._failures = Counter(
-            "corom_request_failures", "Requests that were refused or failed, by kind.",
-            ("route", "kind"), registry=registry,
-        )  # fmt: skip
-        self._texts = Counter("corom_texts", "Texts answered.", registry=registry)
-        self._tokens = Counter("corom_tokens", "Tokens of the texts answered.", registry=registry)
-        self._truncated = Counter(
-            "corom_truncated_texts", "Texts answered that were cut.", registry=registry
-        )
-        stages = Histogram(
-            "corom_request_seconds", "Time of answered requests by stage.", ("stage",),
-            buckets=SECONDS, registry=registry,
-        )  # fmt: skip
-        self._stages = [
-            (
-                stages.labels(stage),
-                Histogram(name, f"TEI's name for the {stage} time.", buckets=SECONDS,
-                          registry=registry),
-            )
-            for stage, name in TEI_DURATIONS.items()
-        ]  # fmt: skip
-        self._lengths = Histogram(
-            "te_request_input_length", "Tokens of a request.",
-            buckets=[2.0**k for k in range(3, 18)], registry=registry,
-        )  # fmt: skip
+        registry.register(BatcherMetrics(service))
+        self._requests = _Requests()
+        registry.register(self._requests)
         in_hand = Gauge("corom_requests_in_hand", "Requests not answered yet.", registry=registry)
         in_hand.set_function(lambda: service.in_hand)
 
     def observe(self, call: Call, route: str) -> None:
         """Count a request that has ended; ``route``: its path, or "other"."""
-        self._answers.labels(route, str(call.status)).inc()
-        if call.failure is not None:
-            self._failures.labels(route, call.failure).inc()
         usage = call.usage
-        method = "single" if call.single else "batch"
-        if call.failure is not None and route != "other":
-            self._counts.fail(method, call.failure)
-        if not usage.texts or call.failure is not None:
-            return
-        self._counts.succeed(method)
-        self._texts.inc(usage.texts)
-        self._tokens.inc(usage.tokens)
-        self._truncated.inc(usage.truncated)
-        self._lengths.observe(usage.tokens)
-        times = (call.seconds, usage.tokenization_s, usage.queue_s, usage.inference_s)
-        for seconds, (stage, tei) in zip(times, self._stages, strict=True):
-            stage.observe(seconds)
-            tei.observe(seconds)
+        self._requests.add(
+            Row(
+                route,
+                call.status,
+                call.failure,
+                "single" if call.single else "batch",
+                usage.texts,
+                usage.tokens,
+                usage.truncated,
+                (call.seconds, usage.tokenization_s, usage.queue_s, usage.inference_s),
+            )
+        )
 
     def serve(self, hostname: str, port: int) -> None:
         """Serve them on a port of their own, from a thread."""
@@ -104,88 +91,124 @@ class Metrics:
         return generate_latest(self._registry)
 
 
-class _Counts:
-    """TEI's counters, whose names do not end in _total as the client's own must."""
+class Distribution:
+    """A histogram that values are added to many at a time."""
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = np.zeros(len(bounds) + 1, np.int64)
+        self._total = 0.0
+
+    def add(self, values: list[float]) -> None:
+        """Add values; one that equals a bound is below it, as Prometheus has it."""
+        places = np.searchsorted(self._bounds, values, side="left")
+        self._counts += np.bincount(places, minlength=len(self._counts))
+        self._total += sum(values)
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Return how many values are at most each bound."""
+        names = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
+        return list(zip(names, self._counts.cumsum().tolist(), strict=True))
+
+    @property
+    def total(self) -> float:
+        """The sum of all values."""
+        return self._total
+
+
+class _Requests:
+    """The counters of requests."""
 
     def __init__(self) -> None:
-        self._succeeded = {"single": 0, "batch": 0}
-        self._failed: dict[str, int] = {}
-        self._asked = {"single": 0, "batch": 0}
+        self._lock = threading.Lock()
+        self._rows: list[Row] = []
+        self._answers: Counter[tuple[str, ...]] = Counter()
+        self._failures: Counter[tuple[str, ...]] = Counter()
+        self._asked: Counter[tuple[str, ...]] = Counter({("single",): 0, ("batch",): 0})
+        self._succeeded: Counter[tuple[str, ...]] = Counter({("single",): 0, ("batch",): 0})
+        self._failed: Counter[tuple[str, ...]] = Counter()
+        self._sums = {"corom_texts": 0, "corom_tokens": 0, "corom_truncated_texts": 0}
+        self._stages = {stage: Distribution(SECONDS) for stage in STAGES}
+        self._lengths = Distribution(tuple(2.0**k for k in range(3, 18)))
 
-    def succeed(self, method: str) -> None:
-        """Count an answered request."""
-        self._asked[method] += 1
-        self._succeeded[method] += 1
+    def add(self, row: Row) -> None:
+        """Keep a row; the event loop calls this."""
+        self._rows.append(row)
+        if len(self._rows) >= ROWS:
+            self._add_up()
 
-    def fail(self, method: str, kind: str) -> None:
-        """Count a request that was not answered as asked."""
-        self._asked[method] += 1
-        self._failed[kind] = self._failed.get(kind, 0) + 1
+    def _add_up(self) -> None:
+        with self._lock:
+            rows, self._rows = self._rows, []
+            if not rows:
+                return
+            self._answers.update((row.route, str(row.status)) for row in rows)
+            failed = [row for row in rows if row.failure is not None]
+            self._failures.update((row.route, str(row.failure)) for row in failed)
+            answered = [row for row in rows if row.failure is None and row.texts]
+            known = [row for row in failed if row.route != OTHER]
+            self._failed.update((str(row.failure),) for row in known)
+            self._succeeded.update((row.method,) for row in answered)
+            self._asked.update((row.method,) for row in [*answered, *known])
+            self._sums["corom_texts"] += sum(row.texts for row in answered)
+            self._sums["corom_tokens"] += sum(row.tokens for row in answered)
+            self._sums["corom_truncated_texts"] += sum(row.truncated for row in answered)
+            self._lengths.add([row.tokens for row in answered])
+            for k, distribution in enumerate(self._stages.values()):
+                distribution.add([row.seconds[k] for row in answered])
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the counters; "unknown" is the one type that leaves a name as it is."""
-        tables = {
-            "te_request_count": ("method", self._asked, "Requests for vectors."),
-            "te_request_success": ("method", self._succeeded, "Those answered."),
-            "te_request_failure": ("err", self._failed, "Those refused or failed."),
-        }
-        for name, (label, table, text) in tables.items():
-            metric = Metric(name, text, "unknown")
-            for value, count in table.items():
-                metric.add_sample(name, {label: value}, count)
-            yield metric
+        """Yield the counters."""
+        self._add_up()
+        with self._lock:
+            yield _table(
+                "corom_requests",
+                "Requests by route and status.",
+                ("route", "status"),
+                self._answers,
+            )
+            yield _table(
+                "corom_request_failures",
+                "Requests refused or failed, by kind.",
+                ("route", "kind"),
+                self._failures,
+            )
+            for name, value in self._sums.items():
+                yield _table(name, f"{TEXTS[name]} of the requests answered.", (), {(): value})
+            yield _table(
+                "te_request_count", "Requests for vectors.", ("method",), self._asked, "unknown"
+            )
+            yield _table(
+                "te_request_success", "Those answered.", ("method",), self._succeeded, "unknown"
+            )
+            yield _table(
+                "te_request_failure", "Those refused or failed.", ("err",), self._failed, "unknown"
+            )
+            seconds = HistogramMetricFamily(
+                "corom_request_seconds", "Time of answered requests by stage.", labels=["stage"]
+            )
+            for stage, found in self._stages.items():
+                seconds.add_metric([stage], found.buckets(), found.total)
+                name = TEI_DURATIONS[stage]
+                yield _histogram(name, f"TEI's name for the {stage} time.", found)
+            yield seconds
+            yield _histogram("te_request_input_length", "Tokens of a request.", self._lengths)
 
 
-class _Batcher:
-    """The batcher's counters, read when somebody asks."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield them; nothing before the encoder is open."""
-        ready = Metric("corom_ready", "1 once warmed up and until draining.", "gauge")
-        ready.add_sample("corom_ready", {}, float(self._service.state == "ready"))
-        yield ready
-        if self._service.state == "starting":
-            return
-        yield from batcher_metrics(self._service.batcher.counters())
-
-
-def batcher_metrics(c: Counters) -> Iterator[Metric]:
-    """Yield a batcher's counters as metrics."""
-    gauges = {
-        "te_queue_size": ("Texts that wait for a batch.", c.waiting_texts),
-        "corom_queue_texts": ("Texts that wait for a batch.", c.waiting_texts),
-        "corom_queue_tokens": ("Tokens that wait for a batch.", c.waiting_tokens),
-        "corom_running_texts": ("Texts that are executed right now.", c.running_texts),
-    }
-    counters = {
-        "corom_executed_texts": ("Texts executed.", c.texts),
-        "corom_batches": ("Batches executed.", c.batches),
-        "corom_executed_tokens": ("Tokens executed, without padding.", c.batch_tokens),
-        "corom_padded_tokens": ("Tokens executed, padding included.", c.padded_tokens),
-        "corom_overloaded": ("Calls refused because the queue was full.", c.overloaded),
-        "corom_expired": ("Calls given up because they waited too long.", c.expired),
-        "corom_cancelled": ("Calls given up because the client went away.", c.cancelled),
-        "corom_failed": ("Calls that failed after they were admitted.", c.failed),
-        "corom_execution_seconds": ("Time that executions took.", c.run_seconds),
-    }
-    for kind, table in (("gauge", gauges), ("counter", counters)):
-        for name, (text, value) in table.items():
-            metric = Metric(name, text, kind)
-            metric.add_sample(name + ("_total" if kind == "counter" else ""), {}, value)
-            yield metric
-    for prefix in ("te_batch_next", "corom_batch"):
-        yield _powers(f"{prefix}_size", "Texts of a batch.", c.sizes, c.texts)
-        yield _powers(f"{prefix}_tokens", "Tokens of a batch.", c.token_sizes, c.batch_tokens)
+def _table(
+    name: str,
+    text: str,
+    labels: tuple[str, ...],
+    values: Mapping[tuple[str, ...], float],
+    kind: str = "counter",
+) -> Metric:
+    """Return a counter; of the kind "unknown" its name need not end in _total, as TEI's do not."""
+    metric = Metric(name, text, kind)
+    suffix = "_total" if kind == "counter" else ""
+    for key, value in values.items():
+        metric.add_sample(name + suffix, dict(zip(labels, key, strict=True)), value)
+    return metric
 
 
-def _powers(name: str, text: str, counts: Iterable[int], total: float) -> Metric:
-    """Return the histogram whose bucket k holds what is below 2**k."""
-    buckets, seen = [], 0
-    for k, count in enumerate(counts):
-        seen += count
-        buckets.append((str(float(2**k - 1)), seen))
-    buckets[-1] = ("+Inf", seen)
-    return HistogramMetricFamily(name, text, buckets=buckets, sum_value=total)
+def _histogram(name: str, text: str, found: Distribution) -> Metric:
+    return HistogramMetricFamily(name, text, buckets=found.buckets(), sum_value=found.total)

@@ -27,7 +27,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     auto_truncate: bool = True
     default_prompt: str | None = None
     default_prompt_name: str | None = None
-    queue_timeout: float = 3
+    queue_timeout: float = 2
     request_timeout: float = 300
     header_timeout: float = 10
     body_timeout: float = 30

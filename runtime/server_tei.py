@@ -4,12 +4,14 @@ Field names and defaults are TEI's, so its clients work unchanged.
 """
 
 from collections.abc import Iterator
+from importlib import metadata
 from typing import Annotated
 
 import msgspec
 import numpy as np
 import orjson
 
+from .server_service import Service
 from .server_texts import AsGiven, Direction, TokenId
 from .vectors import Vectors, normalize
 
@@ -68,20 +70,7 @@ class Token(msgspec.Struct, frozen=True):
 class DecodeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """POST /decode."""
 
-    ids: Annotated[
-        list[TokenId | list[TokenId]],
-        msgspec.Meta(
-            extra_json_schema={
-                "anyOf": [
-                    {"type": "array", "items": {"type": "integer", "minimum": 0}},
-                    {
-                        "type": "array",
-                        "items": {"type": "array", "items": {"type": "integer", "minimum": 0}},
-                    },
-                ]
-            }
-        ),
-    ]
+    ids: list[TokenId | list[TokenId]]
     skip_special_tokens: bool = True
 
 
@@ -121,6 +110,35 @@ class Info(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     prompts: list[str]
     max_queue_tokens: int
+
+
+def describe(service: Service) -> Info:
+    """Return what GET /info says of the model and of the limits."""
+    encoder, manifest, settings = service.encoder, service.encoder.manifest, service.settings
+    names = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+    return Info(
+        model_id=manifest.source.uri,
+        model_sha=manifest.source.revision,
+        model_dtype=names.get(encoder.precision, encoder.precision),
+        served_model_name=service.model_names[0],
+        model_type=ModelType(EmbeddingKind(manifest.pooling)),
+        max_concurrent_requests=settings.max_concurrent_requests,
+        max_input_length=encoder.max_length,
+        max_batch_tokens=encoder.batch_tokens,
+        max_batch_requests=None,
+        max_client_batch_size=settings.max_client_batch_size,
+        auto_truncate=settings.auto_truncate,
+        tokenization_workers=1,
+        version=metadata.version("corom"),
+        sha=None,
+        docker_label=None,
+        dimension=encoder.dimension,
+        similarity=manifest.similarity,
+        backend=encoder.backend_name,
+        device=encoder.device,
+        prompts=list(manifest.prompts),
+        max_queue_tokens=settings.max_queue_tokens,
+    )
 
 
 def embed_reply(vectors: Vectors, rows_at_once: int) -> Iterator[bytes]:

@@ -7,7 +7,10 @@ import numpy.typing as npt
 import tokenizers
 
 from .errors import BundleError, InputError, InputTypeError
+from .long_text import cut_margin, excerpt
 
+LONG_CHARACTERS = 20_000
+"""Of a text beyond this no more is tokenized than its limit needs."""
 Truncate = bool | Literal["error", "left"]
 """What is done with a text longer than the limit: see ``Encoder.encode``."""
 Text = str | list[int]
@@ -52,6 +55,7 @@ class Tokenizer:
         self._prefix, self._suffix = _special_tokens(self._tokenizer)
         self.vocabulary_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
         self._max_length, self._max_positions = max_length, max_positions
+        self._cut_margin = cut_margin(self._tokenizer)
         if isinstance(max_length, bool) or not isinstance(max_length, int):
             raise InputTypeError(f"max_length is {max_length!r}; pass a whole number.")
         shortest = self._tokenizer.num_special_tokens_to_add(False) + 1
@@ -63,6 +67,8 @@ class Tokenizer:
 
     def one(self, text: str, *, prefix: str, truncate: Truncate) -> Tokens:
         """Return the tokens of one text: as a call does, in fewer steps."""
+        if len(text) > LONG_CHARACTERS:
+            return self([text], prefix=prefix, truncate=truncate)
         try:
             ids = self._tokenizer.encode_batch_fast([prefix + text if prefix else text])[0].ids
         except TypeError:
@@ -82,6 +88,9 @@ class Tokenizer:
         for row, text in enumerate(texts, first):
             if type(text) is not str:
                 check_text(text, f"text {row}")
+        whole = self._cut_margin is None or max(map(len, texts), default=0) <= LONG_CHARACTERS
+        if not whole:
+            texts = [self._excerpt(text, truncate, row) for row, text in enumerate(texts, first)]
         try:
             encodings = self._tokenizer.encode_batch_fast(
                 [prefix + text for text in texts] if prefix else texts
@@ -91,7 +100,7 @@ class Tokenizer:
                 _refuse_surrogates(text, f"text {row}")
             _refuse_surrogates(prefix, "prompt")
             raise
-        return self._limited([encoding.ids for encoding in encodings], truncate, first)
+        return self._limited([encoding.ids for encoding in encodings], truncate, first, whole)
 
     def from_ids(
         self, series: list[list[int]], *, truncate: Truncate = True, first: int = 0
@@ -131,6 +140,22 @@ class Tokenizer:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
         return text
 
+    def _excerpt(self, text: str, truncate: Truncate, row: int) -> str:
+        """Return as much of a text as decides what its tokens are within the limit."""
+        if len(text) <= LONG_CHARACTERS or self._cut_margin is None:
+            return text
+        _refuse_surrogates(text, f"text {row}")
+        return excerpt(
+            text,
+            self._limit(truncate),
+            self._cut_margin,
+            lambda part: len(self._tokenizer.encode_batch_fast([part])[0].ids),
+            of_its_end=truncate == "left",
+        )
+
+    def _limit(self, truncate: Truncate) -> int:
+        return self._max_positions if truncate is False else self._max_length
+
     def _with_special_tokens(self, ids: list[int], place: str) -> list[int]:
         self._refuse_unknown(ids, place)
         front = [] if ids[: len(self._prefix)] == self._prefix else self._prefix
@@ -138,9 +163,9 @@ class Tokenizer:
         return front + ids + back
 
     def _refuse_unknown(self, ids: list[int], place: str) -> None:
-        for number in ids:
-            if isinstance(number, bool) or not isinstance(number, int):
-                raise InputTypeError(f"{place} holds {number!r} among its ids. Pass int.")
+        if not set(map(type, ids)) <= {int}:
+            wrong = next(number for number in ids if type(number) is not int)
+            raise InputTypeError(f"{place} holds {wrong!r} among its ids. Pass int.")
         if ids and not 0 <= min(ids) <= max(ids) < self.vocabulary_size:
             wrong = min(ids) if min(ids) < 0 else max(ids)
             raise InputError(
@@ -149,19 +174,25 @@ class Tokenizer:
                 "send the text itself."
             )
 
-    def _limited(self, ids: list[list[int]], truncate: Truncate, first: int) -> Tokens:
-        """Return ids cut to the limit, or refuse those that are longer."""
+    def _limited(
+        self, ids: list[list[int]], truncate: Truncate, first: int, whole: bool = True
+    ) -> Tokens:
+        """Return ids cut to the limit, or refuse those that are longer.
+
+        ``whole``: the ids are all that their texts have.
+        """
         counts = [len(row) for row in ids]
         lengths = np.array(counts, np.int64)
-        limit = self._max_positions if truncate is False else self._max_length
+        limit = self._limit(truncate)
         if max(counts, default=0) <= limit:
             return Tokens(ids, lengths, 0)
         too_long: list[int] = np.flatnonzero(lengths > limit).tolist()
         if truncate is False or truncate == "error":
             row = too_long[0]
+            count = f"{lengths[row]}" if whole else f"more than {limit}"
             raise InputError(
-                f"text {first + row} has {lengths[row]} tokens, special tokens included; the limit "
-                f"is {limit}. Shorten it, or have such texts cut: truncate=True (--truncate)."
+                f"text {first + row} has {count} tokens, special tokens included; the limit is "
+                f"{limit}. Shorten it, or have such texts cut: truncate=True (--truncate)."
             )
         keep = limit - len(self._suffix)
         for row in too_long:
@@ -201,7 +232,8 @@ def check_truncate(truncate: object) -> None:
 
 def are_ids(texts: list[str] | list[list[int]]) -> TypeGuard[list[list[int]]]:
     """Say whether texts are given as token ids: whether the first one is."""
-    return bool(texts) and isinstance(texts[0], list)
+    first = texts[0] if texts else None
+    return isinstance(first, list) and bool(first) and isinstance(first[0], int)
 
 
 def check_text(text: object, place: str) -> None:

@@ -35,6 +35,7 @@ from corom.runtime import (
 )
 from corom.runtime.batching import Batch
 from corom.runtime.counters import WAIT_BUCKETS
+from corom.runtime.request import Usage
 
 INVARIANCE = 1e-5
 SOON = 1.0
@@ -1008,3 +1009,110 @@ def test_counters_add_up(held: DynamicBatcher, gate: Gate) -> None:
     assert sum(counters.waits) == 4
     assert sum(counters.waits[14:]) == 3  # at least 8192 µs
     assert 0.03 < counters.wait_seconds < LONG
+
+
+# --- Token ids, what a call took, and the time that may be waited
+
+
+def test_texts_may_be_given_as_token_ids(shared: Encoder, parity_texts: list[str]) -> None:
+    ids = shared.token_ids(parity_texts)
+
+    async def call() -> None:
+        vectors = await batcher.aencode(ids)
+        assert close(vectors, shared.encode(parity_texts))
+        with pytest.raises(InputError, match="text 300 holds the token id 2000"):
+            await batcher.aencode([ids[0]] * 300 + [[2000]])
+        mixed: list[Any] = [ids[0], "a"]
+        with pytest.raises(InputTypeError, match="text 1 holds 'a' among its ids"):
+            await batcher.aencode(mixed)
+        with pytest.raises(InputTypeError, match="text 1 is list, not str"):
+            await batcher.aencode(mixed[::-1])
+        with pytest.raises(InputError, match="a prompt cannot be put before token ids"):
+            await batcher.aencode(ids, prompt="q: ")
+
+    with DynamicBatcher(shared) as batcher:
+        asyncio.run(call())
+
+
+def test_a_call_is_told_what_it_took(shared: Encoder, parity_texts: list[str]) -> None:
+    texts = [*parity_texts, "头" * 200]
+
+    async def call(texts: list[str]) -> Usage:
+        usage = Usage()
+        await batcher.aencode(texts, usage=usage)
+        return usage
+
+    async def calls() -> list[Usage]:
+        return await asyncio.gather(call(texts * 3), call(texts), call([]))
+
+    with DynamicBatcher(shared) as batcher:
+        start = time.perf_counter()
+        usages = asyncio.run(calls())
+        seconds = time.perf_counter() - start
+        counters = batcher.counters()
+    tokens = sum(map(len, shared.token_ids(texts)))
+    cut = shared.tokenize(texts, batcher._plain).truncated
+    assert cut >= 1
+    assert [usage.texts for usage in usages] == [3 * len(texts), len(texts), 0]
+    assert [usage.tokens for usage in usages] == [3 * tokens, tokens, 0]
+    assert [usage.truncated for usage in usages] == [3 * cut, cut, 0]
+    for usage in usages[:2]:
+        assert 0 < usage.tokenization_s < seconds
+        assert 0 < usage.queue_s < seconds
+        assert 0 < usage.inference_s <= counters.run_seconds
+    assert counters.run_seconds < seconds
+    assert counters.tokens_per_s is not None
+    assert sum(counters.sizes) == sum(counters.token_sizes) == counters.batches
+
+
+def test_what_would_wait_too_long_is_refused_at_once(encoder: Encoder, gate: Gate) -> None:
+    with DynamicBatcher(encoder, max_queue_s=1) as batcher:
+        gate.is_open.set()
+        batcher.submit("头" * 100).result(LONG)
+        gate.is_open.clear()
+        gate.reached.clear()
+        batcher._exchange._pace._tokens, batcher._exchange._pace._seconds = 100, 1
+        futures = [batcher.submit("头" * 48)]
+        assert gate.reached.wait(LONG)
+        futures += [batcher.submit("头" * 48) for _ in range(3)]  # 0.5 s each
+        start = time.monotonic()
+        with pytest.raises(Overloaded, match=r"they take 1\.5 s, and max_queue_s is 1\."):
+            batcher.submit("头痛")
+        assert time.monotonic() - start < SOON
+        assert batcher.counters().overloaded == 1
+        gate.is_open.set()
+        concurrent.futures.wait(futures, LONG)
+
+
+def test_a_text_that_waited_too_long_for_others_is_given_up(encoder: Encoder, gate: Gate) -> None:
+    with DynamicBatcher(encoder, max_queue_s=0.05) as batcher:
+        gate.is_open.set()
+        batcher.submit("头痛").result(LONG)
+        gate.is_open.clear()
+        gate.reached.clear()
+        batcher._exchange._pace._tokens, batcher._exchange._pace._seconds = 1e6, 1
+        first = batcher.submit("第一")
+        assert gate.reached.wait(LONG)
+        late = batcher.submit("发烧")
+        time.sleep(0.2)
+        gate.is_open.set()
+        assert first.result(LONG).shape == (48,)
+        with pytest.raises(Overloaded, match="for others; max_queue_s is 0.05"):
+            late.result(LONG)
+        assert batcher.counters().expired == 1
+        assert batcher.counters().waiting_tokens == 0
+
+
+def test_a_call_is_not_given_up_for_what_it_waits_for_itself(encoder: Encoder) -> None:
+    """On an idle machine, however slow, a batch of many texts is answered."""
+    run = encoder._backend.run
+
+    def slow(batch: Batch) -> Any:
+        time.sleep(0.05)
+        return run(batch)
+
+    encoder._backend.run = slow  # type: ignore[method-assign]
+    with DynamicBatcher(encoder, max_batch_tokens=256, max_queue_s=0.01) as batcher:
+        batcher.submit("头痛" * 60).result(LONG)
+        vectors = asyncio.run(batcher.aencode(["头痛" * 60] * 40))
+        assert close(vectors, np.tile(encoder.encode("头痛" * 60), (40, 1)))

@@ -172,5 +172,7 @@ def test_the_base_install_opens_a_bundle_and_embeds(
     assert corom("score", tiny_bundle, "头痛", "发烧").returncode == 0
     done = corom("embed", tiny_bundle, "头痛", "-o", "v.parquet")
     assert (done.returncode, "pip install 'corom[parquet]'" in done.stderr) == (3, True)
+    done = corom("serve", tiny_bundle)
+    assert (done.returncode, "pip install 'corom[serve]'" in done.stderr) == (3, True)
     done = corom("export", "demo", "-o", "bundle")
     assert (done.returncode, "pip install 'corom[export]'" in done.stderr) == (3, True)

@@ -1,7 +1,10 @@
 """Tokens: the ids of the library's own truncation, for any text; clear refusals of the rest."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -157,3 +160,124 @@ def test_a_length_that_is_no_whole_number_is_refused(tiny_bundle: Path, max_leng
 def test_a_broken_tokenizer_file_is_a_bundle_error(content: bytes) -> None:
     with pytest.raises(BundleError, match=r"tokenizer\.json cannot be read"):
         Tokenizer(content, 128, 512)
+
+
+# --- Very long texts
+
+
+WORDS = st.sampled_from(
+    ["头痛", "，", "head", " ", "  ", "\n", "[SEP]", "[", "café", "e\u0301", "\u0301", "한국"]
+    + ["x" * 99, "y" * 101, "z" * 300, "\u200b", "\x00", "１２", "!?", "##a", "𠀀", "\ufffd"]
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    words=st.lists(WORDS, min_size=1, max_size=30),
+    times=st.integers(1, 60),
+    max_length=st.integers(3, MAX_POSITIONS),
+    end=st.booleans(),
+)
+def test_very_long_texts_have_the_ids_of_the_whole(
+    tokenizer_json: bytes, words: list[str], times: int, max_length: int, end: bool
+) -> None:
+    text = "".join(words) * times
+    whole = tokenizers.Tokenizer.from_buffer(tokenizer_json)
+    whole.no_truncation()
+    ids = whole.encode(text).ids
+    expected = ids
+    if len(ids) > max_length:
+        expected = ids[:1] + ids[1 - max_length :] if end else ids[: max_length - 1] + ids[-1:]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("corom.runtime.tokens.LONG_CHARACTERS", 200)
+        patch.setattr("corom.runtime.long_text.FIRST_CHARACTERS", 1)
+        tokenizer = Tokenizer(tokenizer_json, max_length, MAX_POSITIONS)
+        for tokens in (
+            tokenizer([text], truncate="left" if end else True),
+            tokenizer.one(text, prefix="", truncate="left" if end else True),
+        ):
+            assert tokens.ids[0] == expected
+            assert tokens.truncated == (len(ids) > max_length)
+
+
+def test_a_text_of_megabytes_costs_little_memory(tiny_bundle: Path) -> None:
+    """A token takes some 200 bytes; of these texts there are millions."""
+    program = (
+        "import sys, resource; from pathlib import Path\n"
+        "from corom.runtime.tokens import Tokenizer\n"
+        f"t = Tokenizer(Path({str(tiny_bundle / 'tokenizer.json')!r}).read_bytes(), 128, 160)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "for text in ('头' * 2**20, 'ab ' * 2**20, '!' * 2**21):\n"
+        "    assert t([text]).truncated == 1 and t([text], truncate='left').truncated == 1\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 50_000
+
+
+def test_a_very_long_text_is_refused_as_a_long_one_is(tokenizer: Tokenizer) -> None:
+    for text in ("头痛" * 100_000, "a " * 100_000):
+        with pytest.raises(InputError, match="text 8 has more than 128 tokens"):
+            tokenizer(["a", text], truncate="error", first=7)
+        with pytest.raises(InputError, match="text 0 has more than 160 tokens"):
+            tokenizer.one(text, prefix="", truncate=False)
+        with pytest.raises(InputError, match="text 1 holds a lone surrogate"):
+            tokenizer(["a", text + "\ud800"])
+
+
+# --- Ids instead of texts, ends instead of beginnings, and the way back
+
+
+@settings(deadline=None, max_examples=50)
+@given(texts=st.lists(TEXTS, min_size=1, max_size=4), max_length=st.integers(3, MAX_POSITIONS))
+def test_ids_with_and_without_special_tokens_are_the_text(
+    tokenizer_json: bytes, texts: list[str], max_length: int
+) -> None:
+    tokenizer = Tokenizer(tokenizer_json, max_length, MAX_POSITIONS)
+    whole = ids_of_the_library(tokenizer_json, texts, 1_000_000)
+    expected = tokenizer(texts)
+    tokens = tokenizer.from_ids(whole)
+    assert (tokens.ids, tokens.truncated) == (expected.ids, expected.truncated)
+    bare = [ids[1:-1] for ids in whole]
+    for ids, found, wanted in zip(bare, tokenizer.from_ids(bare).ids, expected.ids, strict=True):
+        # What begins and ends as a whole text does is taken for one.
+        if ids[:1] != wanted[:1]:
+            assert found == wanted
+
+
+def test_the_beginning_or_the_end_is_kept(tokenizer: Tokenizer) -> None:
+    ids = list(range(10, 400))
+    (beginning,) = tokenizer.from_ids([ids]).ids
+    (end,) = tokenizer.from_ids([ids], truncate="left").ids
+    assert beginning == [2, *ids[:126], 3]
+    assert end == [2, *ids[-126:], 3]
+
+
+@pytest.mark.parametrize("wrong", [[2000], [-1], [5, 10**9]])
+def test_ids_that_the_vocabulary_lacks_are_refused(tokenizer: Tokenizer, wrong: list[int]) -> None:
+    for call in (lambda: tokenizer.from_ids([[5], wrong]), lambda: tokenizer.decode(wrong)):
+        with pytest.raises(InputError, match=r"token id .*; this model's are 0 to 1999"):
+            call()
+    odd: list[Any] = [True, "5", 5.0, None]
+    for item in odd:
+        with pytest.raises(InputTypeError, match="text 1 holds"):
+            tokenizer.from_ids([[5], [5, item]])
+
+
+@settings(deadline=None, max_examples=50)
+@given(text=TEXTS)
+def test_pieces_say_which_characters_they_are(tokenizer_json: bytes, text: str) -> None:
+    tokenizer = Tokenizer(tokenizer_json, MAX_POSITIONS, MAX_POSITIONS)
+    pieces = tokenizer.pieces(text)
+    assert [piece.id for piece in pieces] == ids_of_the_library(tokenizer_json, [text], 10**6)[0]
+    assert pieces[0].special
+    assert pieces[0].start is pieces[0].stop is None
+    for piece in pieces:
+        if not piece.special:
+            assert piece.start is not None
+            assert piece.stop is not None
+            assert 0 <= piece.start <= piece.stop <= len(text)
+    bare = tokenizer.pieces(text, add_special_tokens=False)
+    assert [piece.id for piece in bare] == [piece.id for piece in pieces][1:-1]

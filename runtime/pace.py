@@ -1,0 +1,24 @@
+"""How fast batches were executed of late: what waits, in seconds."""
+
+
+class Pace:
+    """How fast batches were executed of late."""
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._tokens = self._seconds = 0.0
+
+    def note(self, tokens: int, seconds: float) -> None:
+        """Note a batch. Half of the measure is what the last seven batches were."""
+        self._tokens = 0.9 * self._tokens + tokens
+        self._seconds = 0.9 * self._seconds + seconds
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Tokens a second of all workers; None until a batch was executed."""
+        return self._workers * self._tokens / self._seconds if self._seconds > 0 else None
+
+    def seconds(self, tokens: int) -> float | None:
+        """Return how long so many tokens will take; None if it is not known yet."""
+        pace = self.tokens_per_s
+        return None if pace is None else tokens / pace
