@@ -4,8 +4,10 @@ import asyncio
 import base64
 import json
 import socket
+import subprocess
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,7 @@ from corom.benchmarks.serve_load import PROBES, growth, seconds_to_return
 from corom.benchmarks.serve_report import floors, tables
 
 pytest.importorskip("httptools", reason="pip install 'corom[serve]'")
+Corom = Callable[..., subprocess.CompletedProcess[str]]
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -365,3 +368,27 @@ def test_the_peer_is_held_to_its_ratios(report: dict[str, Any]) -> None:
     assert "infinity's server, 3 rounds" in tables(report)
     report["peer"]["callers"]["8"] = found | {"times the requests/s": spread | {"median": 1.9}}
     assert unmet(report) == ["8 callers: times infinity's requests/s"]
+
+
+# --- the command
+
+
+def test_the_real_server_under_load(corom: Corom, tiny_bundle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "serve.json"
+    done = corom("bench", "serve", tiny_bundle, "--seconds", "1", "--json", "-o", file)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(file.read_bytes())
+    assert json.loads(done.stdout) == report
+    assert list(report["loads"]) == [
+        "one caller", "32 callers", "open loop, 50 %", "open loop, 90 %", "open loop, 200 %",
+    ]  # fmt: skip
+    for load in report["loads"].values():
+        assert sum(load["statuses"].values()) == load["requests"] > 0
+        assert 0 < load["client_cpu_share"] < 1
+    assert report["memory"]["peak_mb"] > 20
+    assert {floor["limit"] for floor in report["floors"]} >= {"≤ 1", "≤ 5", "≤ 100"}
+
+
+def test_a_peer_needs_to_know_what_the_bundle_was_made_of(corom: Corom, tiny_bundle: Path) -> None:
+    done = corom("bench", "serve", tiny_bundle, "--peer", "infinity")
+    assert (done.returncode, "--source" in done.stderr) == (2, True)

@@ -203,7 +203,7 @@ def test_curl(shell: Shell, url: str, encoder: Encoder) -> None:
     assert (done.returncode, "authorization: Bearer" in done.stdout) == (22, True)
 
 
-def test_curl_over_a_unix_socket_and_with_a_large_body(
+def test_curl_with_a_large_body(
     shell: Shell, tiny_bundle: Path, tmp_path: Path, encoder: Encoder
 ) -> None:
     """curl asks whether a large body is welcome (Expect: 100-continue) before it sends it."""
