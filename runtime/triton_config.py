@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from .graph_interface import OUTPUT
 from .text_proto import Word, text_proto
@@ -15,8 +16,8 @@ from .triton_options import Serving
 
 TEXT, EMBEDDING, TRUNCATED = "TEXT", "SENTENCE_EMBEDDING", "TRUNCATED"
 """Tensors of the ensemble: text in; vector, and whether the text was cut, out."""
-TYPES = {"STRING": np.object_, "FP32": np.float32, "INT32": np.int32, "INT64": np.int64}
-"""Triton's name of each type, and NumPy's."""
+_TYPES = {"INT32": np.int32, "INT64": np.int64}
+_WARM_TEXT = "text"
 
 Message = dict[str, object]
 
@@ -57,21 +58,32 @@ def needs_normalize(serving: Serving) -> bool:
     return serving.manifest.normalize and serving.asked.encoder != "python"
 
 
-def warmup_files(serving: Serving) -> dict[str, bytes]:
-    """Return what warms the encoder, by file name: texts of padding alone at every width.
+def warmup_files(serving: Serving) -> dict[str, dict[str, bytes]]:
+    """Return what the models are warmed with: of each its files, by name.
 
-    Not Triton's zeros: a mask of zeros has no text in it, and its softmax no value.
+    For the encoder texts of padding alone at every width. Not Triton's zeros: a mask of zeros has
+    no text in it, and its softmax no value. For the tokenizer a text, so that a Python that cannot
+    read it, as Triton's before 24.12 with NumPy 2, is seen at start and not by the first caller.
     """
+    text = "今天天气不错".encode()
+    tokenizer = {_WARM_TEXT: len(text).to_bytes(4, "little") + text}
+    return {
+        f"{serving.name}_tokenizer": tokenizer,
+        f"{serving.name}_encoder": _encoder_warmup_files(serving),
+    }
+
+
+def _encoder_warmup_files(serving: Serving) -> dict[str, bytes]:
     files = {}
     for width in _warm_widths(serving):
-        values = {
+        values: dict[str, npt.NDArray[np.float64]] = {
             _IDS: np.zeros(width),
             _MASK: np.ones(width),
-            _LENGTHS: np.array([width]),
+            _LENGTHS: np.full(1, width, np.float64),
         }
         for tensor in _TAKES[serving.asked.encoder]:
-            array = values[tensor.name].astype(TYPES[tensor.type])
-            files[f"{tensor.name}-{width}"] = array.tobytes()
+            file = f"{tensor.name}-{width}"
+            files[file] = values[tensor.name].astype(_TYPES[tensor.type]).tobytes()
     return files
 
 
@@ -108,13 +120,17 @@ def _ensemble(serving: Serving) -> Message:
 def _tokenizer(serving: Serving) -> Message:
     takes = _TAKES[serving.asked.encoder]
     outputs = [*takes, Tensor(TRUNCATED, "BOOL", (1,))]
+    text = Tensor(TEXT, "STRING", (1,))
     return {
         "backend": "python",
         "max_batch_size": serving.max_batch_size,
-        "input": [_tensor(Tensor(TEXT, "STRING", (1,)))],
+        "input": [_tensor(text)],
         "output": [_tensor(tensor) for tensor in outputs],
         "dynamic_batching": {},
         "instance_group": [{"count": 1, "kind": Word("KIND_CPU")}],
+        "model_warmup": [
+            {"name": "text", "batch_size": 1, "inputs": [_warm_input(text, 1, _WARM_TEXT)]}
+        ],
         "parameters": _parameters(
             max_length=serving.max_length,
             truncate="true" if serving.asked.truncate else "error",
@@ -205,17 +221,21 @@ def _warmups(serving: Serving) -> Iterator[Message]:
     for width in _warm_widths(serving):
         for rows in batches:
             inputs = [
-                {
-                    "key": tensor.name,
-                    "value": {
-                        "data_type": Word(f"TYPE_{tensor.type}"),
-                        "dims": [width if dim == -1 else dim for dim in tensor.dims],
-                        "input_data_file": f"{tensor.name}-{width}",
-                    },
-                }
+                _warm_input(tensor, width, f"{tensor.name}-{width}")
                 for tensor in _TAKES[serving.asked.encoder]
             ]
             yield {"name": f"{rows}x{width}", "batch_size": rows, "inputs": inputs}
+
+
+def _warm_input(tensor: Tensor, width: int, file: str) -> Message:
+    return {
+        "key": tensor.name,
+        "value": {
+            "data_type": Word(f"TYPE_{tensor.type}"),
+            "dims": [width if dim == -1 else dim for dim in tensor.dims],
+            "input_data_file": file,
+        },
+    }
 
 
 def _encoder_parameters(serving: Serving) -> list[Message]:

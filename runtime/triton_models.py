@@ -47,7 +47,7 @@ class TokenizerModel(_Model):
         self._step = TokenizerStep(
             self._folder,
             int(self._settings["max_length"]),
-            True if truncate == "true" else truncate,  # type: ignore[arg-type]
+            True if truncate == "true" else truncate,
             widths,
         )
         self._outputs = [
@@ -140,9 +140,7 @@ def _response(tensors: list[Any]) -> Any:  # noqa: ANN401
 
 
 def _refusal(message: str, code: int) -> Any:  # noqa: ANN401
-    return triton.InferenceResponse(
-        output_tensors=[], error=triton.TritonError(message, code)
-    )
+    return triton.InferenceResponse(output_tensors=[], error=triton.TritonError(message, code))
 
 
 def _array(request: Any, name: str) -> Any:  # noqa: ANN401

@@ -25,23 +25,25 @@ Licence of the weights: {manifest.source.license or "not stated by the source; a
 
 - `{name}` (the ensemble to call): `{TEXT}` (B, 1) of UTF-8 text → `{EMBEDDING}`
   (B, {manifest.dimension}) float32, {scale}, and `{TRUNCATED}` (B, 1), true for texts that were cut
-- similarity: {manifest.similarity}; texts are {long}; up to {serving.max_batch_size} texts a request
+- similarity: {manifest.similarity}; texts are {long}
+- up to {serving.max_batch_size} texts a request
 - the encoder: {_encoder_line(serving)}
 {prompts}
 ## Start it
 
-Triton's Python needs corom {version} (Python 3.11 or newer: images from 24.11 on). No torch.
+Triton's Python needs corom {version} (Python 3.11 or newer: images from 24.11 on). No torch. NumPy
+below 2, because Triton's Python backend before 24.12 reads no arrays of NumPy 2.
 
 ```sh
 docker build -t {name}-triton - <<'DOCKERFILE'
 FROM {IMAGE}
-RUN pip install --break-system-packages 'corom{extra}=={version}'
+RUN pip install --break-system-packages 'corom{extra}=={version}' 'numpy<2'
 DOCKERFILE
 docker run --rm {gpus}--shm-size=1g -p 8000:8000 -p 8001:8001 -p 8002:8002 \\
     -v "$PWD":/models:ro {name}-triton tritonserver --model-repository=/models
 ```
 
-{_image_line(serving)}The server is ready (`/v2/health/ready`) once the encoder has executed its warm-up.
+{_image_line(serving)}It is ready (`/v2/health/ready`) once the models have executed their warm-up.
 
 ## Call it
 
@@ -62,8 +64,8 @@ Parameters of a request: `truncate` ("error" refuses texts that are too long), `
 `prompt`, as for corom's `Encoder.encode`: `client.infer(..., parameters={{"truncate": "error"}})`.
 Texts that were cut are counted in Triton's metrics too: `corom_truncated_texts_total`.
 
-`{name}_tokenizer` and `{name}_encoder` are its parts. `config.pbtxt` may be edited: instances, queue
-delay, batch sizes. `corom-triton.json` holds the sha256 of every file as it was written.
+`{name}_tokenizer` and `{name}_encoder` are its parts. `config.pbtxt` may be edited: instances,
+queue delay, batch sizes. `corom-triton.json` holds the sha256 of every file as it was written.
 """
 
 
@@ -96,6 +98,6 @@ def _image_line(serving: Serving) -> str:
         return ""
     sidecar = serving.engine.sidecar
     return (
-        f"Take the image whose TensorRT is {sidecar.version} (NVIDIA's support matrix lists them): a "
-        f"plan runs on the version and the GPU it was built for, {sidecar.gpu}.\n"
+        f"Take the image whose TensorRT is {sidecar.version} (NVIDIA's support matrix lists them): "
+        f"a plan runs on the version and the GPU it was built for, {sidecar.gpu}.\n"
     )

@@ -11,7 +11,7 @@ import msgspec
 from .errors import InputError
 from .manifest import MANIFEST_NAME, Manifest, checked_file, load_manifest, save_manifest, sha256_of
 from .packages import installed_version
-from .staging import Kind, staged
+from .staging import Kind, refuse_occupied, staged
 from .triton_config import configs, needs_normalize, warmup_files
 from .triton_options import Serving, TritonOptions, check_triton
 from .triton_readme import repository_readme
@@ -57,14 +57,17 @@ def write_repository(
     Raises ``InputError`` for an option or a folder that cannot be used, ``UnavailableError`` for
     what the bundle lacks, ``BundleError`` for a file of it that was altered.
     """
-    if repository.resolve().is_relative_to(bundle.resolve()):
-        raise InputError(f"'{repository}' is inside the bundle '{bundle}'. Choose another folder.")
+    require_place(bundle, repository, overwrite=overwrite)
     manifest = load_manifest(bundle)
     serving = check_triton(bundle, manifest, options or TritonOptions())
     with staged(repository, overwrite=overwrite, kind=REPOSITORY) as staging:
         for name, config in configs(serving).items():
             (staging / name / "1").mkdir(parents=True)
             (staging / name / "config.pbtxt").write_text(config, "utf-8")
+        for name, files in warmup_files(serving).items():
+            (staging / name / "warmup").mkdir()
+            for file, content in files.items():
+                (staging / name / "warmup" / file).write_bytes(content)
         _fill_tokenizer(bundle, staging / f"{serving.name}_tokenizer", serving)
         _fill_encoder(bundle, staging / f"{serving.name}_encoder", serving)
         if needs_normalize(serving):
@@ -73,6 +76,13 @@ def write_repository(
         (staging / "README.md").write_text(repository_readme(serving, _version()), "utf-8")
         _write_record(staging, serving)
     return serving
+
+
+def require_place(bundle: Path, repository: Path, *, overwrite: bool) -> None:
+    """Raise ``InputError`` if the repository of this bundle cannot be written there."""
+    if repository.resolve().is_relative_to(bundle.resolve()):
+        raise InputError(f"'{repository}' is inside the bundle '{bundle}'. Choose another folder.")
+    refuse_occupied(repository, overwrite=overwrite, kind=REPOSITORY)
 
 
 def _fill_tokenizer(bundle: Path, model: Path, serving: Serving) -> None:
@@ -84,9 +94,6 @@ def _fill_tokenizer(bundle: Path, model: Path, serving: Serving) -> None:
 
 def _fill_encoder(bundle: Path, model: Path, serving: Serving) -> None:
     manifest, folder = serving.manifest, model / "1"
-    (model / "warmup").mkdir()
-    for name, content in warmup_files(serving).items():
-        (model / "warmup" / name).write_bytes(content)
     if serving.asked.encoder == "python":
         for entry in manifest.files:
             _copy(bundle, entry.path, folder / "bundle", manifest)

@@ -58,7 +58,14 @@ class TokenizerStep:
         }
 
     def _width(self, longest: int) -> int:
-        return next((width for width in self._widths if width >= longest), longest)
+        if not self._widths:
+            return longest
+        if longest > self._widths[-1]:
+            raise InputError(
+                f"a text has {longest} tokens, special tokens included; the encoder takes up to "
+                f"{self._widths[-1]}. Shorten it, or have it cut: truncate=true."
+            )
+        return next(width for width in self._widths if width >= longest)
 
     def _cut(self, texts: list[str], prefix: str, tokens: Tokens) -> npt.NDArray[np.bool_]:
         """Return which texts were cut (B,): of those that fill the limit, some may just fit."""

@@ -13,6 +13,7 @@ import sysconfig
 import time
 import urllib.error
 import urllib.request
+import venv
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,8 +76,7 @@ def triton_server(
     libraries = [site / "nvidia_pytriton.libs", Path(sysconfig.get_config_var("LIBDIR"))]
     environment = os.environ | {
         "LD_LIBRARY_PATH": os.pathsep.join(map(str, libraries)),
-        "PYTHONPATH": os.pathsep.join([str(packages or site), str(ROOT / ".typing")]),
-        "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{_environment(place, packages or site)}{os.pathsep}{os.environ['PATH']}",
     }
     command = [home / "bin" / "tritonserver", "--model-repository", repository]
     command += ["--backend-directory", backend.parent, "--disable-auto-complete-config"]
@@ -99,11 +99,23 @@ def triton_server(
                 process.kill()
 
 
+def _environment(place: Path, packages: Path) -> Path:
+    """Return the bin of an environment with these packages and corom's source.
+
+    The backend's stub is the Python of the first environment on the PATH; it reads no PYTHONPATH.
+    """
+    folder = place / "environment"
+    venv.create(folder, symlinks=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "corom.pth").write_text(f"{packages}\n{ROOT / '.typing'}\n", "utf-8")
+    return folder / "bin"
+
+
 def _await_ready(server: Server) -> None:
     end = time.monotonic() + START_SECONDS
     while not server.alive():
         if server.process.poll() is not None or time.monotonic() > end:
-            raise RuntimeError(f"not ready:\n{server.log.read_text(errors='replace')[-6000:]}")
+            raise RuntimeError(f"not ready:\n{server.log.read_text(errors='replace')[:200000]}")
         time.sleep(0.1)
 
 
