@@ -1,4 +1,4 @@
-"""Nested dicts to protobuf's text format, as Triton's config.pbtxt is written in. Pure functions."""
+"""Nested dicts to protobuf's text format, which Triton's config.pbtxt is written in. Pure."""
 
 from collections.abc import Iterator, Mapping, Sequence
 

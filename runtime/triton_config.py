@@ -54,7 +54,7 @@ def configs(serving: Serving) -> dict[str, str]:
 
 
 def needs_normalize(serving: Serving) -> bool:
-    """Return whether vectors are scaled by a model of its own; the Python encoder does it itself."""
+    """Return whether a model of its own scales vectors; the Python encoder does it itself."""
     return serving.manifest.normalize and serving.asked.encoder != "python"
 
 

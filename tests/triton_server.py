@@ -56,9 +56,9 @@ def triton_python() -> Path:
 
 @contextmanager
 def triton_server(
-    repository: Path, place: Path, python: Path, *, packages: Path | None = None
+    repositories: list[Path], place: Path, python: Path, *, packages: Path | None = None
 ) -> Iterator[Server]:
-    """Yield a server on ``repository``; ``place`` is an empty folder for what it writes.
+    """Yield a server on ``repositories``; ``place`` is an empty folder for what it writes.
 
     ``packages``: site-packages that its models see; None are those beside it. Raises
     ``RuntimeError`` with the end of its log if it does not become ready.
@@ -78,8 +78,9 @@ def triton_server(
         "LD_LIBRARY_PATH": os.pathsep.join(map(str, libraries)),
         "PATH": f"{_environment(place, packages or site)}{os.pathsep}{os.environ['PATH']}",
     }
-    command = [home / "bin" / "tritonserver", "--model-repository", repository]
-    command += ["--backend-directory", backend.parent, "--disable-auto-complete-config"]
+    command = [home / "bin" / "tritonserver", "--disable-auto-complete-config"]
+    command += [f"--backend-directory={backend.parent}", "--exit-timeout-secs=5"]
+    command += [f"--model-repository={repository}" for repository in repositories]
     for kind, port in (("http", http), ("grpc", grpc), ("metrics", metrics)):
         command += [f"--{kind}-port={port}", f"--{kind}-address=127.0.0.1"]
     log = place / "log"
@@ -115,7 +116,7 @@ def _await_ready(server: Server) -> None:
     end = time.monotonic() + START_SECONDS
     while not server.alive():
         if server.process.poll() is not None or time.monotonic() > end:
-            raise RuntimeError(f"not ready:\n{server.log.read_text(errors='replace')[:200000]}")
+            raise RuntimeError(f"not ready:\n{server.log.read_text(errors='replace')[-20000:]}")
         time.sleep(0.1)
 
 
