@@ -100,7 +100,7 @@ def _record(serving: Serving) -> dict[str, object]:
         "model": serving.name,
         "encoder": serving.asked.encoder,
         "device": serving.device,
-        "precision": serving.variant.precision,
+        "precision": serving.precision,
         "engine": serving.engine.path if serving.engine else None,
         "max_length": serving.max_length,
         "widths": serving.widths,

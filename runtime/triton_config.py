@@ -4,39 +4,22 @@ An ensemble `<name>` joins `<name>_tokenizer`, `<name>_encoder` and, where Trito
 leave scaling to length 1 undone, `<name>_normalize`.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
-
-import numpy as np
-import numpy.typing as npt
+from collections.abc import Mapping
 
 from .graph_interface import OUTPUT
 from .text_proto import Word, text_proto
 from .triton_options import Serving
-
-TEXT, EMBEDDING, TRUNCATED = "TEXT", "SENTENCE_EMBEDDING", "TRUNCATED"
-"""Tensors of the ensemble: text in; vector, and whether the text was cut, out."""
-_TYPES = {"INT32": np.int32, "INT64": np.int64}
-_WARM_TEXT = "text"
-
-Message = dict[str, object]
-
-
-class Tensor(NamedTuple):
-    """One tensor of a model, without its first axis, that of the batch."""
-
-    name: str
-    type: str
-    dims: tuple[int, ...]
-
-
-_IDS, _MASK, _LENGTHS = "input_ids", "attention_mask", "lengths"
-_TAKES = {
-    "onnxruntime": (Tensor(_IDS, "INT64", (-1,)), Tensor(_MASK, "INT64", (-1,))),
-    "tensorrt": (Tensor(_IDS, "INT32", (-1,)), Tensor(_LENGTHS, "INT32", (1,))),
-    "python": (Tensor(_IDS, "INT32", (-1,)), Tensor(_LENGTHS, "INT32", (1,))),
-}
-"""What each encoder takes: what a bundle's graph, its engine and `Encoder.encode_tokens` do."""
+from .triton_tensors import (
+    EMBEDDING,
+    LENGTHS,
+    TAKES,
+    TEXT,
+    TRUNCATED,
+    Message,
+    Tensor,
+    described,
+)
+from .triton_warmup import encoder_warmups, tokenizer_warmup
 
 
 def configs(serving: Serving) -> dict[str, str]:
@@ -58,37 +41,8 @@ def needs_normalize(serving: Serving) -> bool:
     return serving.manifest.normalize and serving.asked.encoder != "python"
 
 
-def warmup_files(serving: Serving) -> dict[str, dict[str, bytes]]:
-    """Return what the models are warmed with: of each its files, by name.
-
-    For the encoder texts of padding alone at every width. Not Triton's zeros: a mask of zeros has
-    no text in it, and its softmax no value. For the tokenizer a text, so that a Python that cannot
-    read it, as Triton's before 24.12 with NumPy 2, is seen at start and not by the first caller.
-    """
-    text = "今天天气不错".encode()
-    tokenizer = {_WARM_TEXT: len(text).to_bytes(4, "little") + text}
-    return {
-        f"{serving.name}_tokenizer": tokenizer,
-        f"{serving.name}_encoder": _encoder_warmup_files(serving),
-    }
-
-
-def _encoder_warmup_files(serving: Serving) -> dict[str, bytes]:
-    files = {}
-    for width in _warm_widths(serving):
-        values: dict[str, npt.NDArray[np.float64]] = {
-            _IDS: np.zeros(width),
-            _MASK: np.ones(width),
-            _LENGTHS: np.full(1, width, np.float64),
-        }
-        for tensor in _TAKES[serving.asked.encoder]:
-            file = f"{tensor.name}-{width}"
-            files[file] = values[tensor.name].astype(_TYPES[tensor.type]).tobytes()
-    return files
-
-
 def _ensemble(serving: Serving) -> Message:
-    takes = [tensor.name for tensor in _TAKES[serving.asked.encoder]]
+    takes = [tensor.name for tensor in TAKES[serving.asked.encoder]]
     vectors = "unscaled" if needs_normalize(serving) else EMBEDDING
     steps = [
         _step(
@@ -104,13 +58,13 @@ def _ensemble(serving: Serving) -> Message:
     return {
         "platform": "ensemble",
         "max_batch_size": serving.max_batch_size,
-        "input": [_tensor(Tensor(TEXT, "STRING", (1,)))],
-        "output": [_tensor(vector), _tensor(Tensor(TRUNCATED, "BOOL", (1,)))],
+        "input": [described(Tensor(TEXT, "STRING", (1,)))],
+        "output": [described(vector), described(Tensor(TRUNCATED, "BOOL", (1,)))],
         "ensemble_scheduling": {"step": steps},
         "parameters": _parameters(
             bundle=serving.manifest.name,
             weights_sha256=serving.manifest.source.weights_sha256,
-            precision=serving.variant.precision,
+            precision=serving.precision,
             max_length=serving.max_length,
             similarity=serving.manifest.similarity,
         ),
@@ -118,19 +72,17 @@ def _ensemble(serving: Serving) -> Message:
 
 
 def _tokenizer(serving: Serving) -> Message:
-    takes = _TAKES[serving.asked.encoder]
+    takes = TAKES[serving.asked.encoder]
     outputs = [*takes, Tensor(TRUNCATED, "BOOL", (1,))]
     text = Tensor(TEXT, "STRING", (1,))
     return {
         "backend": "python",
         "max_batch_size": serving.max_batch_size,
-        "input": [_tensor(text)],
-        "output": [_tensor(tensor) for tensor in outputs],
+        "input": [described(text)],
+        "output": [described(tensor) for tensor in outputs],
         "dynamic_batching": {},
         "instance_group": [{"count": 1, "kind": Word("KIND_CPU")}],
-        "model_warmup": [
-            {"name": "text", "batch_size": 1, "inputs": [_warm_input(text, 1, _WARM_TEXT)]}
-        ],
+        "model_warmup": [tokenizer_warmup()],
         "parameters": _parameters(
             max_length=serving.max_length,
             truncate="true" if serving.asked.truncate else "error",
@@ -145,17 +97,17 @@ def _encoder(serving: Serving) -> Message:
     return {
         **_executable(serving),
         "max_batch_size": serving.max_batch_size,
-        "input": [_encoder_input(kind, tensor) for tensor in _TAKES[kind]],
-        "output": [_tensor(Tensor(OUTPUT, "FP32", (dimension,)))],
+        "input": [_encoder_input(kind, tensor) for tensor in TAKES[kind]],
+        "output": [described(Tensor(OUTPUT, "FP32", (dimension,)))],
         "dynamic_batching": _batching(serving),
         "instance_group": [_instances(serving)],
-        "model_warmup": [*_warmups(serving)],
+        "model_warmup": [*encoder_warmups(serving)],
         "parameters": _encoder_parameters(serving),
     }
 
 
 def _normalize(serving: Serving) -> Message:
-    vector = _tensor(Tensor(OUTPUT, "FP32", (serving.manifest.dimension,)))
+    vector = described(Tensor(OUTPUT, "FP32", (serving.manifest.dimension,)))
     return {
         "backend": "python",
         "max_batch_size": serving.max_batch_size,
@@ -185,10 +137,10 @@ def _executable(serving: Serving) -> Message:
 
 
 def _encoder_input(kind: str, tensor: Tensor) -> Message:
-    message = _tensor(tensor)
+    message = described(tensor)
     if kind == "python":
         message["allow_ragged_batch"] = True
-    elif tensor.name == _LENGTHS:  # Triton has no tensor of the batch's axis alone
+    elif tensor.name == LENGTHS:  # Triton has no tensor of the batch's axis alone
         message["reshape"] = {"shape": []}
     return message
 
@@ -211,33 +163,6 @@ def _instances(serving: Serving) -> Message:
     return group
 
 
-def _warm_widths(serving: Serving) -> tuple[int, ...]:
-    return serving.widths or (serving.max_length,)
-
-
-def _warmups(serving: Serving) -> Iterator[Message]:
-    """Yield what is executed before the server says it is ready: on a GPU also in batches."""
-    batches = (1, *serving.preferred_batch_sizes) if serving.device == "cuda" else (1,)
-    for width in _warm_widths(serving):
-        for rows in batches:
-            inputs = [
-                _warm_input(tensor, width, f"{tensor.name}-{width}")
-                for tensor in _TAKES[serving.asked.encoder]
-            ]
-            yield {"name": f"{rows}x{width}", "batch_size": rows, "inputs": inputs}
-
-
-def _warm_input(tensor: Tensor, width: int, file: str) -> Message:
-    return {
-        "key": tensor.name,
-        "value": {
-            "data_type": Word(f"TYPE_{tensor.type}"),
-            "dims": [width if dim == -1 else dim for dim in tensor.dims],
-            "input_data_file": file,
-        },
-    }
-
-
 def _encoder_parameters(serving: Serving) -> list[Message]:
     threads = serving.asked.threads
     if serving.asked.encoder == "python":
@@ -250,14 +175,6 @@ def _encoder_parameters(serving: Serving) -> list[Message]:
     if serving.asked.encoder == "onnxruntime" and threads is not None:
         return _parameters(intra_op_thread_count=threads)
     return []
-
-
-def _tensor(tensor: Tensor) -> Message:
-    return {
-        "name": tensor.name,
-        "data_type": Word(f"TYPE_{tensor.type}"),
-        "dims": [*tensor.dims],
-    }
 
 
 def _step(model: str, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> Message:

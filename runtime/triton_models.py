@@ -13,8 +13,8 @@ import numpy as np
 import triton_python_backend_utils as triton
 
 from .errors import CoromError
-from .triton_config import TRUNCATED
 from .triton_steps import EncoderStep, Ids, TokenizerStep
+from .triton_tensors import TRUNCATED
 from .vectors import normalize
 
 
@@ -26,9 +26,8 @@ class _Model:
         self._config: dict[str, Any] = json.loads(args["model_config"])
         self._name = self._config["name"]
         self._folder = Path(args["model_repository"]) / args["model_version"]
-        self._settings = {
-            key: value["string_value"] for key, value in self._config["parameters"].items()
-        }
+        parameters = self._config.get("parameters", {})
+        self._settings = {key: value["string_value"] for key, value in parameters.items()}
         self._open()
 
     def _open(self) -> None:

@@ -1,7 +1,6 @@
 """What a Triton model repository is made of: what was asked for, checked against the bundle."""
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -12,8 +11,8 @@ from .engine_cache import ShippedEngine, shipped_engines
 from .errors import InputError, UnavailableError
 from .manifest import Manifest, Variant
 from .options import not_negative, positive
-from .shapes import WIDTHS, Buckets
-from .sidecar import Machine, Profile
+from .sidecar import Machine
+from .triton_shapes import max_batch_size_for, preferred_for, shapes_for
 
 TritonEncoder = Literal["python", "onnxruntime", "tensorrt"]
 TRITON_ENCODERS: tuple[TritonEncoder, ...] = get_args(TritonEncoder)
@@ -23,8 +22,6 @@ DEVICES: dict[TritonEncoder, tuple[str, ...]] = {
     "tensorrt": ("cuda",),
 }
 """Triton's backends that can execute the encoder, and where; the first device is the default."""
-MAX_BATCH_SIZE: dict[TritonEncoder, int] = {"python": 256, "onnxruntime": 64, "tensorrt": 256}
-PREFERRED_BATCH_SIZES = (8, 16, 32, 64)
 
 
 class TritonOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +64,11 @@ class Serving(NamedTuple):
     max_batch_size: int
     preferred_batch_sizes: tuple[int, ...]
 
+    @property
+    def precision(self) -> str:
+        """What is executed; "auto" is chosen where it is served, as ``Encoder`` chooses."""
+        return self.asked.precision if self.asked.encoder == "python" else self.variant.precision
+
 
 def check_triton(bundle: Path, manifest: Manifest, asked: TritonOptions) -> Serving:
     """Return what will be served.
@@ -86,8 +88,8 @@ def check_triton(bundle: Path, manifest: Manifest, asked: TritonOptions) -> Serv
         variant = choose_variant(manifest, engine.sidecar.precision)
     else:
         variant = _variant(manifest, asked, device)
-    widths, most = _shapes(asked, engine, max_length)
-    max_batch_size = _max_batch_size(asked, engine, most)
+    widths, most = shapes_for(asked.encoder, engine, max_length)
+    max_batch_size = max_batch_size_for(asked.max_batch_size, engine, most)
     return Serving(
         name=_name(manifest, asked.name),
         manifest=manifest,
@@ -98,22 +100,10 @@ def check_triton(bundle: Path, manifest: Manifest, asked: TritonOptions) -> Serv
         max_length=max_length,
         widths=widths,
         max_batch_size=max_batch_size,
-        preferred_batch_sizes=_preferred(asked, engine, max_batch_size),
+        preferred_batch_sizes=preferred_for(
+            asked.preferred_batch_sizes, asked.encoder, engine, max_batch_size
+        ),
     )
-
-
-def rows_held(profiles: Sequence[Profile], width: int) -> int:
-    """Return the most rows so that every number from 1 to it fits a profile at this width."""
-    ranges = [p.batch for p in profiles if p.length[0] <= width <= p.length[2]]
-    rows = 0
-    while any(low <= rows + 1 <= high for low, _, high in ranges):
-        rows += 1
-    return rows
-
-
-def widths_for(max_length: int) -> tuple[int, ...]:
-    """Return the usual widths below ``max_length``, and that."""
-    return (*(width for width in WIDTHS if width < max_length), max_length)
 
 
 def _name(manifest: Manifest, name: str | None) -> str:
@@ -209,60 +199,3 @@ def _engine(bundle: Path, manifest: Manifest, asked: TritonOptions) -> ShippedEn
         f"one on the GPU it is for: corom export {manifest.source.uri} -o NEW_BUNDLE --engine "
         "tensorrt. Or take --encoder python or onnxruntime."
     )
-
-
-def _shapes(
-    asked: TritonOptions, engine: ShippedEngine | None, max_length: int
-) -> tuple[tuple[int, ...], int]:
-    """Return the widths that requests are padded to, and how many rows fit at each of them."""
-    if asked.encoder == "python":
-        return (), MAX_BATCH_SIZE["python"]  # takes requests of unlike shapes together
-    if engine is None:
-        return widths_for(max_length), MAX_BATCH_SIZE["onnxruntime"]
-    profiles = engine.sidecar.profiles
-    known = sorted({bucket.width for bucket in Buckets(profiles)})
-    if max_length > known[-1]:
-        raise InputError(
-            f"'{engine.path}' takes texts of up to {known[-1]} tokens, and texts are cut to "
-            f"{max_length}. Add --max-length {known[-1]}, or export with a longer profile."
-        )
-    holds_longest = next(width for width in known if width >= max_length)
-    widths = tuple(width for width in known if width <= holds_longest)
-    rows = min(rows_held(profiles, width) for width in widths)
-    if rows < 1:
-        raise InputError(
-            f"'{engine.path}' has no profile for one text alone at every length. Export again with "
-            "profiles whose batch begins at 1."
-        )
-    return widths, min(rows, MAX_BATCH_SIZE["tensorrt"])
-
-
-def _max_batch_size(asked: TritonOptions, engine: ShippedEngine | None, most: int) -> int:
-    size = asked.max_batch_size
-    if size is None:
-        return most
-    if positive("max_batch_size", size) > most and engine is not None:
-        raise InputError(
-            f"max_batch_size is {size}; the profiles of '{engine.path}' hold up to {most} texts at "
-            "every length."
-        )
-    return size
-
-
-def _preferred(
-    asked: TritonOptions, engine: ShippedEngine | None, max_batch_size: int
-) -> tuple[int, ...]:
-    """Return the batch sizes that Triton forms first where it can."""
-    if asked.preferred_batch_sizes is not None:
-        for size in asked.preferred_batch_sizes:
-            if positive("preferred_batch_sizes", size) > max_batch_size:
-                raise InputError(
-                    f"preferred batch size {size} is above max_batch_size {max_batch_size}."
-                )
-        return tuple(sorted(set(asked.preferred_batch_sizes)))
-    if asked.encoder == "python":
-        return ()  # corom cuts a batch by tokens itself: every size is as good as another
-    sizes: Sequence[int] = PREFERRED_BATCH_SIZES
-    if engine is not None:  # what its kernels were chosen for
-        sizes = sorted({p.batch[1] for p in engine.sidecar.profiles if p.batch[1] > 1})
-    return tuple(size for size in sizes if size <= max_batch_size)

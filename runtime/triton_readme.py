@@ -1,7 +1,7 @@
 """README.md of a Triton model repository: what it serves, how to start it, how to call it."""
 
-from .triton_config import EMBEDDING, TEXT, TRUNCATED
 from .triton_options import Serving
+from .triton_tensors import EMBEDDING, TEXT, TRUNCATED
 
 IMAGE = "nvcr.io/nvidia/tritonserver:25.10-py3"
 

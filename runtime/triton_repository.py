@@ -12,9 +12,10 @@ from .errors import InputError
 from .manifest import MANIFEST_NAME, Manifest, checked_file, load_manifest, save_manifest, sha256_of
 from .packages import installed_version
 from .staging import Kind, refuse_occupied, staged
-from .triton_config import configs, needs_normalize, warmup_files
+from .triton_config import configs, needs_normalize
 from .triton_options import Serving, TritonOptions, check_triton
 from .triton_readme import repository_readme
+from .triton_warmup import warmup_files
 
 REPOSITORY_NAME = "corom-triton.json"
 REPOSITORY = Kind("Triton model repository of corom's", REPOSITORY_NAME)

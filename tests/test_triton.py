@@ -23,8 +23,9 @@ from corom.runtime.manifest import load_manifest, sha256_of
 from corom.runtime.sidecar import Profile, Sidecar, sidecar_path
 from corom.runtime.text_proto import text_proto
 from corom.runtime.triton_config import configs
-from corom.runtime.triton_options import TritonOptions, check_triton, rows_held, widths_for
+from corom.runtime.triton_options import TritonOptions, check_triton
 from corom.runtime.triton_repository import write_repository
+from corom.runtime.triton_shapes import rows_held, widths_for
 from corom.runtime.triton_steps import EncoderStep, Ids, TokenizerStep
 from corom.runtime.vectors import normalize
 

@@ -1,6 +1,7 @@
 """A real Triton server on repositories that corom wrote, asked by Triton's own clients."""
 
 import os
+import shutil
 import sys
 import threading
 import warnings
@@ -11,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from corom.benchmarks.peer_process import PeerError
@@ -29,6 +31,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 Ask = Callable[..., Any]
+ONNX = TritonOptions(name="onnx", encoder="onnxruntime")
 
 
 @pytest.fixture(scope="session")
@@ -51,13 +54,17 @@ def server(
     tiny_bundle: Path,
     tiny_mean_bundle: Path,
 ) -> Iterator[Server]:
-    """A server with two models: "tiny", [CLS], and "mean", normalized, too long is an error."""
+    """A server with "tiny", [CLS]; "mean", normalized, too long is an error; and "onnx" in parts."""
     place = tmp_path_factory.mktemp("triton")
     write_repository(tiny_bundle, place / "tiny", TritonOptions(max_batch_size=32))
     asked = TritonOptions(name="mean", truncate=False, instances=2)
     write_repository(tiny_mean_bundle, place / "mean", asked)
+    write_repository(tiny_mean_bundle, place / "onnx", ONNX)
+    shutil.rmtree(place / "onnx" / "onnx")
+    shutil.move(place / "onnx" / "onnx_encoder", place / "graph")  # what cannot be served here
     (place / "server").mkdir()
-    with triton_server([place / "tiny", place / "mean"], place / "server", python) as server:
+    repositories = [place / "tiny", place / "mean", place / "onnx"]
+    with triton_server(repositories, place / "server", python) as server:
         yield server
 
 
@@ -178,6 +185,32 @@ def _ask_flat(server: Server, protocol: ModuleType) -> Any:
     return protocol.InferenceServerClient(address).infer("tiny", [text])
 
 
+def test_the_onnx_ensembles_python_models_are_served_and_its_graph_fits_between(
+    ask: Ask,
+    server: Server,
+    protocol: ModuleType,
+    tiny_mean_bundle: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """This Triton has no ONNX Runtime backend: the graph is executed here, between two requests."""
+    (graph,) = tmp_path_factory.getbasetemp().glob("triton*/graph/1/model.onnx")
+    session = onnxruntime.InferenceSession(graph)
+    texts = ["头痛", "胃出血一般住院30-60天。", "长" * 300]
+    tokens = ask(texts, "onnx_tokenizer")
+    inputs = {name: tokens.as_numpy(name) for name in ("input_ids", "attention_mask")}
+    assert inputs["input_ids"].shape == (3, 96)
+    assert ask(texts[:1], "onnx_tokenizer").as_numpy("input_ids").shape == (1, 16)
+    assert cut_of(tokens) == [False, False, True]
+    unscaled = session.run(["sentence_embedding"], inputs)[0]
+    tensor = protocol.InferInput("sentence_embedding", list(unscaled.shape), "FP32")
+    tensor.set_data_from_numpy(unscaled)
+    address = server.http if protocol.__name__.endswith("http") else server.grpc
+    answer = protocol.InferenceServerClient(address).infer("onnx_normalize", [tensor])
+    with Encoder(tiny_mean_bundle) as encoder:
+        expected = encoder.encode(texts)
+    np.testing.assert_allclose(answer.as_numpy("sentence_embedding"), expected, atol=1e-5)
+
+
 def test_ids_that_cannot_be_fail_alone(server: Server, grpc: ModuleType) -> None:
     def ids(values: list[int], length: int) -> Any:
         return _ask_encoder(server, grpc, values, length)
@@ -264,7 +297,7 @@ def test_a_numpy_that_triton_cannot_read_keeps_it_from_being_ready(
     (tmp_path / "server").mkdir()
     packages = Path(np.__file__).parents[1]
     with (
-        pytest.raises(RuntimeError, match="not ready"),
+        pytest.raises(RuntimeError, match="failed to run warmup sample"),
         triton_server([tmp_path / "r"], tmp_path / "server", python, packages=packages),
     ):
         pass
