@@ -302,12 +302,12 @@ def test_an_altered_file_keeps_the_server_from_being_ready(
 def test_a_numpy_that_triton_cannot_read_keeps_it_from_being_ready(
     python: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    """Triton 2.51 takes every string of NumPy 2 for another; the warm-up sees it."""
+    """Triton 2.51 misreads strings of NumPy 2: the warm-up ends the stub, sometimes the server."""
     write_repository(tiny_bundle, tmp_path / "r")
     (tmp_path / "server").mkdir()
     packages = Path(np.__file__).parents[1]
     with (
-        pytest.raises(RuntimeError, match="tiny_tokenizer .*UNAVAILABLE"),
+        pytest.raises(RuntimeError, match="deserialize_bytes_tensor"),
         triton_server([tmp_path / "r"], tmp_path / "server", python, packages=packages),
     ):
         pass
