@@ -35,6 +35,7 @@ class CoromEmbedding(BaseEmbedding):
         options: dict[str, Any] | None = None,
         **fields_and_options: Any,  # noqa: ANN401
     ) -> None:
+        fields_and_options.pop("class_name", None)  # model_dump writes it beside the fields
         fields = {k: v for k, v in fields_and_options.items() if k in type(self).model_fields}
         named = {k: v for k, v in fields_and_options.items() if k not in fields}
         fields |= {"bundle": str(bundle), "options": (options or {}) | named}

@@ -29,10 +29,6 @@ class OnTheTinyBundle:
 
     bundle: Path
 
-    @pytest.fixture(scope="class", autouse=True)
-    def _note_bundle(self, request: pytest.FixtureRequest, tiny_mean_bundle: Path) -> None:
-        request.cls.bundle = tiny_mean_bundle
-
     @property
     def embeddings_class(self) -> type[Embeddings]:
         return CoromEmbeddings
@@ -40,6 +36,11 @@ class OnTheTinyBundle:
     @property
     def embedding_model_params(self) -> dict[str, Any]:
         return {"bundle": self.bundle, "threads": 1}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def note_bundle(tiny_mean_bundle: Path) -> None:
+    OnTheTinyBundle.bundle = tiny_mean_bundle
 
 
 class TestUnit(OnTheTinyBundle, EmbeddingsUnitTests):

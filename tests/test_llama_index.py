@@ -72,7 +72,7 @@ def test_it_goes_to_json_and_back_and_pickles(
     for again in (
         CoromEmbedding.from_dict(embedding.to_dict()),
         CoromEmbedding.from_json(embedding.to_json()),
-        CoromEmbedding(**embedding.model_dump(exclude={"class_name"})),
+        CoromEmbedding(**embedding.model_dump()),
         pickle.loads(pickle.dumps(embedding)),
         embedding.model_copy(deep=True),
     ):

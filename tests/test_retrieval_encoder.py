@@ -113,7 +113,7 @@ def test_what_cannot_be_is_refused_before_anything_is_opened(
     ],
 )
 def test_a_missing_framework_is_named_with_its_pip_line(
-    module: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
+    module: str, package: str, extra: str
 ) -> None:
     program = (
         f"import sys; sys.modules[{package!r}] = None\n"
