@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from .errors import BundleError, InputError, missing_extra
 from .manifest import sha256_of
-from .shards import MANIFEST, Job, load_shard_manifest
+from .shard_manifest import MANIFEST, Job, load_shard_manifest
 from .vectors import Vectors, normalize
 
 QUERY_BLOCK, PASSAGE_BLOCK = 256, 8192
