@@ -3,28 +3,21 @@
 A worker that dies is started again and its portions are computed again, on whatever machine.
 """
 
-import logging
-import os
-import signal
-import socket
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from .cpus import available_cpus
 from .embedder import Advance, Described, Embedded, Say, at_its_place, describe
 from .encoder import Encoder
-from .errors import CoromError, InputError, UnavailableError, missing_extra
+from .errors import CoromError, InputError, UnavailableError
 from .late_encoder import LateEncoder
-from .manifest import load_manifest
 from .options import EncodeOptions
 from .portions import Portion
-from .tuning import Winner, find_winner
+from .ray_cluster import connected
+from .ray_team import Team, plan_team, tuned_winner
 from .vectors import Vectors
 
 PORTIONS_A_WORKER = 2
@@ -33,35 +26,6 @@ RETRIES = 3
 """How often a portion is computed again whose worker died: it may be what kills them."""
 PATIENCE_S = 30
 """After so long the user is told that workers do not start."""
-ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_NUM_REDIS_GET_RETRIES": "1",  # of 40 s each, for a cluster that crashed here
-}
-"""What Ray reads when it is imported; what a user has set stays."""
-
-
-class Machine(NamedTuple):
-    """What a machine of the cluster has for workers."""
-
-    cpus: int
-    gpus: int
-
-
-class Team(NamedTuple):
-    """How many workers there are, and what each takes of its machine.
-
-    ``threads``: of each of the ``at_once`` batches that a worker executes together.
-    """
-
-    workers: int
-    threads: int
-    gpus: int
-    at_once: int = 1
-
-    @property
-    def cpus(self) -> int:
-        """CPUs of each worker."""
-        return self.threads * self.at_once
 
 
 class Worker:
@@ -213,7 +177,7 @@ def ray_embedder(
     all of them.
     """
     asked = dict(late.options)
-    with _connected(say) as machines:
+    with connected(say) as machines:
         if (winner := tuned_winner(late, machines)) is not None:
             asked |= {"backend": winner.backend, "precision": winner.precision}
             budget = budget or min(winner.batch_tokens, asked.get("max_batch_tokens", 16384))
@@ -232,108 +196,6 @@ def ray_embedder(
             yield embedder
         finally:
             embedder.close()
-
-
-def plan_team(
-    machines: Sequence[Machine],
-    num_workers: int | None,
-    threads: int | None,
-    device: str,
-    at_once: int = 1,
-) -> Team:
-    """Return how many workers of how many threads a cluster takes.
-
-    ``threads``: of each of the ``at_once`` batches that a worker executes together; None divides
-    a machine.
-
-    Raises ``InputError`` for more than fit, ``UnavailableError`` for a GPU where there is none.
-    """
-    with_gpus = [machine for machine in machines if machine.gpus]
-    if device == "cuda" and not with_gpus:
-        raise UnavailableError("no machine of the Ray cluster has a GPU. Use --device cpu.")
-    gpus = int(bool(with_gpus) and device != "cpu")
-    usable = [machine for machine in (with_gpus if gpus else machines) if machine.cpus]
-    if not usable:
-        raise UnavailableError("no machine of the Ray cluster has a CPU for workers.")
-    slots = sum(machine.gpus for machine in usable) if gpus else len(usable)
-    workers = num_workers or slots
-    if threads is None:
-        together = -(-workers // len(usable))  # on one machine
-        threads = max(1, min(machine.cpus for machine in usable) // together // at_once)
-    team = Team(workers, threads, gpus, at_once)
-    fits = [min(m.cpus // team.cpus, m.gpus) if gpus else m.cpus // team.cpus for m in usable]
-    if workers > sum(fits):
-        found = ", ".join(f"{m.cpus} CPUs" + f" and {m.gpus} GPUs" * gpus for m in usable)
-        raise InputError(
-            f"{workers} workers of {team.cpus} threads{' and a GPU each' * gpus} do not fit; the "
-            f"cluster's machines have: {found}. Give fewer --num-workers or --threads."
-        )
-    return team
-
-
-def tuned_winner(late: LateEncoder, machines: Sequence[Machine]) -> Winner | None:
-    """Return what was tuned on this machine, where the user left open what executes."""
-    asked = dict(late.options)
-    named = any(asked.get(name, "auto") != "auto" for name in ("backend", "precision"))
-    counted = asked.get("threads") is not None or asked.get("workers") is not None
-    goal = asked.get("tuned", "throughput")
-    with_gpus = asked.get("device", "auto") != "cpu" and any(m.gpus for m in machines)
-    if named or counted or goal == "off" or with_gpus:
-        return None
-    return find_winner(Path(late.bundle), load_manifest(Path(late.bundle)), goal)
-
-
-@contextmanager
-def _connected(say: Say) -> Iterator[list[Machine]]:
-    """Join the cluster that there is, or start one; yields its machines."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    if find_spec("ray") is None:
-        raise missing_extra("ray", "ray", "--engine ray")
-    ray: Any = import_module("ray")
-    terminate = signal.getsignal(signal.SIGTERM)
-    with ExitStack() as stack:
-        # Ray notes every death there, at length, where results would go.
-        stack.enter_context(redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
-        stack.callback(ray.shutdown)
-        _join_or_start(ray, say)
-        signal.signal(signal.SIGTERM, terminate)  # Ray put its own in place
-        yield [
-            Machine(int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0)))
-            for node in ray.nodes()
-            if node["Alive"]
-        ]
-
-
-def _join_or_start(ray: Any, say: Say) -> None:  # noqa: ANN401
-    """Join the cluster of RAY_ADDRESS or of `ray start`; start one if there is neither.
-
-    Not address="auto": it would also join what another job started for itself, and end with it.
-    """
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    address = os.environ.get("RAY_ADDRESS", "")
-    try:
-        _knock(address)
-        try:
-            ray.init(num_cpus=available_cpus(), include_dashboard=False, **quiet)
-        except ValueError:  # there is a cluster: it has the CPUs it has
-            ray.init(**quiet)
-        else:
-            say("There is no Ray cluster; one was started on this machine.")
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UnavailableError(
-            f"the Ray cluster{' at RAY_ADDRESS=' * bool(address)}{address} cannot be reached: "
-            f"{error}. If it asks for a token, set RAY_AUTH_MODE and RAY_AUTH_TOKEN as Ray's "
-            "documentation says. Without RAY_ADDRESS one is started on this machine (after a "
-            "`ray stop` if one crashed here)."
-        ) from None
-
-
-def _knock(address: str) -> None:
-    """Raise ``OSError`` if nobody answers there: Ray would try for a quarter of an hour."""
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if host and port.isdecimal():
-        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _differ(one: Described, other: Described) -> UnavailableError:

@@ -1,11 +1,14 @@
 """Files that appear under their name when they are whole, or not at all."""
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 @contextmanager
@@ -18,22 +21,24 @@ def whole_file(
     what it left when it was killed; None takes a name that nobody else has. ``sync``: have content
     and name on the disk when this returns.
     """
-    with _opened(path, partial) as file:
-        partial = Path(file.name)
-        try:
-            yield file
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
-            file.close()
-            partial.replace(path)
-            if sync:
-                sync_folder(path.parent)
-        except OSError as error:
-            error.filename = error.filename or str(path)  # a full disk names no file
-            raise
-        finally:
-            partial.unlink(missing_ok=True)
+    try:
+        with _opened(path, partial) as file:
+            partial = Path(file.name)
+            try:
+                yield file
+                if sync:
+                    file.flush()
+                    os.fsync(file.fileno())
+                file.close()
+                partial.replace(path)
+                if sync:
+                    sync_folder(path.parent)
+            finally:
+                partial.unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno in NO_ROOM:  # such an error names no file
+            error.filename = error.filename or str(path)
+        raise
 
 
 def _opened(path: Path, partial: Path | None) -> IO[bytes]:

@@ -15,10 +15,10 @@ from uuid import uuid4
 import psutil
 import pytest
 
-from corom.runtime.embedder_ray import Machine, Team, plan_team, tuned_winner
 from corom.runtime.errors import InputError, UnavailableError
 from corom.runtime.late_encoder import LateEncoder
 from corom.runtime.manifest import load_manifest, manifest_sha256
+from corom.runtime.ray_team import Machine, Team, plan_team, tuned_winner
 from corom.runtime.tuning import TUNING_VERSION, Tuning, Winner, save_tuning, this_machine
 
 Corom = Callable[..., subprocess.CompletedProcess[str]]
