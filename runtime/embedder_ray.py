@@ -3,25 +3,21 @@
 A worker that dies is started again and its portions are computed again, on whatever machine.
 """
 
-import logging
-import os
-import signal
-import socket
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from .cpus import available_cpus
 from .embedder import Advance, Described, Embedded, Say, at_its_place, describe
-from .errors import CoromError, InputError, UnavailableError, missing_extra
+from .encoder import Encoder
+from .errors import CoromError, InputError, UnavailableError
 from .late_encoder import LateEncoder
 from .options import EncodeOptions
 from .portions import Portion
+from .ray_cluster import connected
+from .ray_team import Team, plan_team, tuned_winner
 from .vectors import Vectors
 
 PORTIONS_A_WORKER = 2
@@ -30,38 +26,18 @@ RETRIES = 3
 """How often a portion is computed again whose worker died: it may be what kills them."""
 PATIENCE_S = 30
 """After so long the user is told that workers do not start."""
-ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_NUM_REDIS_GET_RETRIES": "1",  # of 40 s each, for a cluster that crashed here
-}
-"""What Ray reads when it is imported; what a user has set stays."""
-
-
-class Machine(NamedTuple):
-    """What a machine of the cluster has for workers."""
-
-    cpus: int
-    gpus: int
-
-
-class Team(NamedTuple):
-    """How many workers there are, and what each takes of its machine."""
-
-    workers: int
-    threads: int
-    gpus: int
 
 
 class Worker:
     """Runs in a process of its own, an actor of Ray. Opens its encoder when first asked."""
 
-    def __init__(self, late: LateEncoder, options: EncodeOptions) -> None:
-        self._late, self._options = late, options
+    def __init__(self, late: LateEncoder, options: EncodeOptions, budget: int | None) -> None:
+        self._late, self._options, self._budget = late, options, budget
         self._life = uuid4().hex
 
     def describe(self) -> Described:
         """Return what this worker's encoder is."""
-        return describe(self._late.encoder(), self._options)
+        return describe(self._encoder(), self._options)
 
     def encode(self, texts: list[str], expected: Described) -> tuple[Vectors, int, str]:
         """Return the vectors (N, H), how many texts were cut, and what only this process returns.
@@ -70,10 +46,15 @@ class Worker:
         """
         if (found := self.describe()) != expected:
             raise _differ(expected, found)
-        encoder = self._late.encoder()
+        encoder = self._encoder()
         cut = encoder.truncated_texts
         vectors = encoder.encode(texts, **self._options)
         return vectors, encoder.truncated_texts - cut, self._life
+
+    def _encoder(self) -> Encoder:
+        encoder = self._late.encoder()
+        encoder.batch_tokens = self._budget or encoder.batch_tokens
+        return encoder
 
 
 class Task(NamedTuple):
@@ -88,16 +69,21 @@ class RayEmbedder:
     """Gives portions to workers, at most ``PORTIONS_A_WORKER`` to each, and collects in order."""
 
     def __init__(
-        self, team: Team, late: LateEncoder, options: EncodeOptions, say: Say = lambda _line: None
+        self,
+        team: Team,
+        late: LateEncoder,
+        options: EncodeOptions,
+        budget: int | None,
+        say: Say = lambda _line: None,
     ) -> None:
         self._ray: Any = import_module("ray")
         actor = self._ray.remote(
-            num_cpus=team.threads * (dict(late.options).get("workers") or 1),
+            num_cpus=team.cpus,
             num_gpus=team.gpus,
             max_restarts=-1,
             max_task_retries=RETRIES,
         )(Worker)
-        self._workers = [actor.remote(late, options) for _ in range(team.workers)]
+        self._workers = [actor.remote(late, options, budget) for _ in range(team.workers)]
         self._lives: dict[Any, str] = {}
         self._flight: deque[Task] = deque()
         self._say = say
@@ -177,105 +163,39 @@ class RayEmbedder:
 
 @contextmanager
 def ray_embedder(
-    late: LateEncoder, options: EncodeOptions, num_workers: int | None, say: Say
+    late: LateEncoder,
+    options: EncodeOptions,
+    num_workers: int | None,
+    budget: int | None,
+    say: Say,
 ) -> Iterator[RayEmbedder]:
     """Yield the workers of the cluster, or of one that is started on this machine for this block.
 
     ``num_workers`` None takes one on each machine, or on each GPU where there are any and the
-    encoder's device is not "cpu". Threads are divided among the workers of a machine.
+    encoder's device is not "cpu". Threads are divided among the workers of a machine. ``budget``:
+    tokens of a batch; None: as the encoder chooses. "auto" takes what was tuned on this machine, on
+    all of them.
     """
     asked = dict(late.options)
-    with _connected(say) as machines:
-        team = plan_team(machines, num_workers, asked.get("threads"), asked.get("device", "auto"))
-        say(f"workers: {team.workers}, threads of each: {team.threads}.")
+    with connected(say) as machines:
+        if (winner := tuned_winner(late, machines)) is not None:
+            asked |= {"backend": winner.backend, "precision": winner.precision}
+            budget = budget or min(winner.batch_tokens, asked.get("max_batch_tokens", 16384))
+        team = plan_team(
+            machines,
+            num_workers,
+            asked.get("threads"),
+            asked.get("device", "auto"),
+            asked.get("workers") or 1,
+        )
+        say(f"workers: {team.workers}, threads of each: {team.cpus}.")
         options_of_all = tuple(sorted((asked | {"threads": team.threads}).items()))
-        embedder = RayEmbedder(team, late._replace(options=options_of_all), options, say)
+        late = late._replace(options=options_of_all)
+        embedder = RayEmbedder(team, late, options, budget, say)
         try:
             yield embedder
         finally:
             embedder.close()
-
-
-def plan_team(
-    machines: Sequence[Machine], num_workers: int | None, threads: int | None, device: str
-) -> Team:
-    """Return how many workers of how many threads a cluster takes.
-
-    Raises ``InputError`` for more than fit, ``UnavailableError`` for a GPU where there is none.
-    """
-    with_gpus = [machine for machine in machines if machine.gpus]
-    if device == "cuda" and not with_gpus:
-        raise UnavailableError("no machine of the Ray cluster has a GPU. Use --device cpu.")
-    gpus = int(bool(with_gpus) and device != "cpu")
-    usable = [machine for machine in (with_gpus if gpus else machines) if machine.cpus]
-    if not usable:
-        raise UnavailableError("no machine of the Ray cluster has a CPU for workers.")
-    slots = sum(machine.gpus for machine in usable) if gpus else len(usable)
-    workers = num_workers or slots
-    if threads is None:
-        together = -(-workers // len(usable))  # on one machine
-        threads = max(1, min(machine.cpus for machine in usable) // together)
-    fits = [min(m.cpus // threads, m.gpus) if gpus else m.cpus // threads for m in usable]
-    if workers > sum(fits):
-        found = ", ".join(f"{m.cpus} CPUs" + f" and {m.gpus} GPUs" * gpus for m in usable)
-        raise InputError(
-            f"{workers} workers of {threads} threads{' and a GPU each' * gpus} do not fit; the "
-            f"cluster's machines have: {found}. Give fewer --num-workers or --threads."
-        )
-    return Team(workers, threads, gpus)
-
-
-@contextmanager
-def _connected(say: Say) -> Iterator[list[Machine]]:
-    """Join the cluster that there is, or start one; yields its machines."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    if find_spec("ray") is None:
-        raise missing_extra("ray", "ray", "--engine ray")
-    ray: Any = import_module("ray")
-    terminate = signal.getsignal(signal.SIGTERM)
-    with ExitStack() as stack:
-        # Ray notes every death there, at length, where results would go.
-        stack.enter_context(redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
-        stack.callback(ray.shutdown)
-        _join_or_start(ray, say)
-        signal.signal(signal.SIGTERM, terminate)  # Ray put its own in place
-        yield [
-            Machine(int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0)))
-            for node in ray.nodes()
-            if node["Alive"]
-        ]
-
-
-def _join_or_start(ray: Any, say: Say) -> None:  # noqa: ANN401
-    """Join the cluster of RAY_ADDRESS or of `ray start`; start one if there is neither.
-
-    Not address="auto": it would also join what another job started for itself, and end with it.
-    """
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    address = os.environ.get("RAY_ADDRESS", "")
-    try:
-        _knock(address)
-        try:
-            ray.init(num_cpus=available_cpus(), include_dashboard=False, **quiet)
-        except ValueError:  # there is a cluster: it has the CPUs it has
-            ray.init(**quiet)
-        else:
-            say("There is no Ray cluster; one was started on this machine.")
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UnavailableError(
-            f"the Ray cluster{' at RAY_ADDRESS=' * bool(address)}{address} cannot be reached: "
-            f"{error}. If it asks for a token, set RAY_AUTH_MODE and RAY_AUTH_TOKEN as Ray's "
-            "documentation says. Without RAY_ADDRESS one is started on this machine (after a "
-            "`ray stop` if one crashed here)."
-        ) from None
-
-
-def _knock(address: str) -> None:
-    """Raise ``OSError`` if nobody answers there: Ray would try for a quarter of an hour."""
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if host and port.isdecimal():
-        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _differ(one: Described, other: Described) -> UnavailableError:
