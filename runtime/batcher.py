@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Any, Self, Unpack
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from .encoder import Encoder
 from .errors import CoromError, DeadlineExceeded, InputTypeError
 from .exchange import Exchange
 from .options import TextOptions, Wish, as_texts, check_options, not_negative, positive
-from .request import Answer, Request
+from .request import Answer, Request, Usage
 from .tokens import Tokens, check_text
 from .vectors import Vectors
 from .windows import windows
@@ -38,7 +38,8 @@ class DynamicBatcher:
     ``max_batch_tokens``: upper bound of rows × padded length of a batch; None takes the encoder's.
     ``max_wait_us``: how long a busy worker may wait for a batch to fill up, counted from its oldest
     text; an idle one takes what is there at once. ``max_queue_tokens``: tokens that may wait; a
-    call beyond that is refused with ``Overloaded``.
+    call beyond that is refused with ``Overloaded``. ``max_queue_s``: seconds a text may wait before
+    it is given up with ``Overloaded``; None for no limit.
 
     The encoder stays the caller's; closing it closes its batchers first.
     """
@@ -50,6 +51,7 @@ class DynamicBatcher:
         max_batch_tokens: int | None = None,
         max_wait_us: float = 0,
         max_queue_tokens: int = 131_072,
+        max_queue_s: float | None = None,
     ) -> None:
         self.encoder = encoder
         self._plain = check_options(encoder.manifest)
@@ -58,6 +60,7 @@ class DynamicBatcher:
             positive("max_batch_tokens", tokens),
             not_negative("max_wait_us", max_wait_us) / 1e6,
             positive("max_queue_tokens", max_queue_tokens),
+            None if max_queue_s is None else not_negative("max_queue_s", max_queue_s),
         )
         self._process = os.getpid()
         self._close_now = lambda: self._close("the encoder was closed.", drain=False)
@@ -88,30 +91,35 @@ class DynamicBatcher:
 
     async def aencode(
         self,
-        texts: str | Iterable[str],
+        texts: str | Iterable[str] | Iterable[list[int]],
         *,
         timeout: float | None = None,
+        usage: Usage | None = None,
         **options: Unpack[TextOptions],
     ) -> Vectors:
         """Return what ``Encoder.encode`` does, (H,) or (N, H), without blocking the event loop.
 
         Any number of texts will do: many wait in pieces, and others are served in between. It is
         refused with ``Overloaded`` as a whole or not at all. ``timeout`` counts for all of it.
-        Cancelling drops what still waits.
+        Cancelling drops what still waits. Texts may be given as lists of this encoder's token ids;
+        special tokens that they lack are added. ``usage`` is told what the call took.
         """
         import asyncio  # whoever awaits has loaded it; otherwise it takes 40 ms
 
         loop = asyncio.get_running_loop()
         wish, deadline = self._check(timeout, options)
-        series = [texts] if isinstance(texts, str) else list(as_texts(texts)[0])
+        series: list[Any] = [texts] if isinstance(texts, str) else list(as_texts(texts)[0])
         vectors = np.empty((len(series), wish.dimension), np.float32)
         flight: deque[Request] = deque()
         end = 0
         try:
             for piece in windows(series, PIECE_TEXTS, PIECE_CHARACTERS):
                 start, end = end, end + len(piece)
+                began = time.perf_counter()
                 tokens = await self._tokenize(series, piece, wish, start)
-                request = Request(tokens, wish, deadline, vectors[start:end], loop)
+                if usage is not None:
+                    usage.add_tokens(tokens, time.perf_counter() - began)
+                request = Request(tokens, wish, deadline, vectors[start:end], loop, usage)
                 self._exchange.put(request, even_if_full=start > 0)
                 flight.append(request)
                 if len(flight) == 2:
@@ -164,11 +172,11 @@ class DynamicBatcher:
         return wish, time.monotonic() + timeout
 
     async def _tokenize(
-        self, series: list[str], piece: list[str], wish: Wish, start: int
+        self, series: list[Any], piece: list[Any], wish: Wish, start: int
     ) -> Tokens:
         """Return the tokens of a piece of the series, which begins at ``start``."""
         texts = piece[0] if len(series) == 1 and isinstance(piece[0], str) else piece
-        if sum(len(text) for text in piece if isinstance(text, str)) <= SHORT_CHARACTERS:
+        if sum(len(text) for text in piece if isinstance(text, str | list)) <= SHORT_CHARACTERS:
             return self.encoder.tokenize(texts, wish, start)
         import asyncio
 

@@ -26,6 +26,7 @@ COMMANDS = {
     "search": ("corom.runtime.cli_search", "Find the nearest passages of an embedded corpus."),
     "mine": ("corom.runtime.cli_mine", "Find hard negatives for training, by dense retrieval."),
     "score": ("corom.runtime.cli_score", "Score sentences against one sentence."),
+    "serve": ("corom.runtime.cli_serve", "Serve a bundle over HTTP."),
     "inspect": ("corom.runtime.cli_inspect", "Show what a bundle holds and what runs here."),
     "verify": ("corom.runtime.cli_verify", "Check a bundle's files and vectors on this machine."),
     "tune": ("corom.benchmarks.cli_tune", "Find what is fastest here, and have auto use it."),

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 WAIT_BUCKETS = 32
+SIZE_BUCKETS = 20
 
 
 class Counters(NamedTuple):
@@ -31,6 +32,12 @@ class Counters(NamedTuple):
     waits: tuple[int, ...]
     """Executed texts by how long they waited: item k counts waits below 2**k microseconds that
     no item before it counts."""
+    run_seconds: float
+    """Time that executions took, added up."""
+    sizes: tuple[int, ...]
+    """Batches by their texts: item k counts those below 2**k that no item before it counts."""
+    token_sizes: tuple[int, ...]
+    """Batches by their tokens, without padding, likewise."""
 
 
 class Tally:
@@ -42,6 +49,9 @@ class Tally:
         self.overloaded = self.expired = self.cancelled = self.failed = 0
         self.wait_seconds = 0.0
         self.waits = [0] * WAIT_BUCKETS
+        self.run_seconds = 0.0
+        self.sizes = [0] * SIZE_BUCKETS
+        self.token_sizes = [0] * SIZE_BUCKETS
 
     def execute(self, tokens: int, waited_s: float) -> None:
         """Count one text that is put into a batch."""
@@ -52,7 +62,15 @@ class Tally:
         self.wait_seconds += waited_s
         self.waits[min(int(waited_s * 1e6).bit_length(), WAIT_BUCKETS - 1)] += 1
 
+    def batch(self, texts: int, tokens: int, longest: int) -> None:
+        """Count one batch, whose texts are counted by ``execute``."""
+        self.batches += 1
+        self.padded_tokens += texts * longest
+        self.sizes[min(texts.bit_length(), SIZE_BUCKETS - 1)] += 1
+        self.token_sizes[min(tokens.bit_length(), SIZE_BUCKETS - 1)] += 1
+
     def snapshot(self, running_texts: int) -> Counters:
         """Return what was counted so far."""
-        counted = vars(self) | {"waits": tuple(self.waits)}
+        lists = {name: tuple(getattr(self, name)) for name in ("waits", "sizes", "token_sizes")}
+        counted = vars(self) | lists
         return Counters(running_texts=running_texts, **counted)

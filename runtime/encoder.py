@@ -7,7 +7,7 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, Unpack
+from typing import Literal, Self, Unpack, cast
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from .backend import Streaming, choose_backend, choose_variant, open_backend
 from .batching import Batch, pad, plan_batches
 from .cpus import available_cpus
 from .engine_cache import EngineCache
-from .errors import CoromError
+from .errors import CoromError, InputError
 from .manifest import checked_file, load_manifest
 from .offline import distinct, execute, one_ahead
 from .options import (
@@ -30,7 +30,7 @@ from .options import (
 )
 from .progress import progress_bar
 from .proof import prove
-from .tokens import Tokenizer, Tokens, Truncate
+from .tokens import Tokenizer, Tokens, Truncate, are_ids
 from .tuning import Goal, check_tuned, find_winner
 from .vectors import Vectors, grow, similarity
 from .windows import windows
@@ -146,8 +146,9 @@ class Encoder:
         ``normalize_embeddings``: scale to length 1; None does as the manifest says.
         ``truncate_dim``: keep only the first values, before scaling. ``prompt``: put before each
         text; ``prompt_name``: the same, by its name in the manifest. ``truncate``: True cuts texts
-        to ``max_length`` tokens and warns once, "error" refuses longer ones, False takes them whole
-        up to the positions the model has. ``batch_size``: most rows of one execution.
+        to ``max_length`` tokens and warns once, "left" keeps their end instead of their beginning,
+        "error" refuses longer ones, False takes them whole up to the positions the model has.
+        ``batch_size``: most rows of one execution.
 
         Raises ``InputTypeError`` for anything but text and ``InputError`` for text that cannot be
         encoded, naming its position.
@@ -183,15 +184,28 @@ class Encoder:
         """Return the ids each text is executed as, special tokens included."""
         return self._tokenizer(list(as_texts(texts)[0]), truncate=truncate).ids
 
-    def tokenize(self, texts: str | list[str], wish: Wish, first: int = 0) -> Tokens:
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What turns texts into ids."""
+        return self._tokenizer
+
+    def tokenize(
+        self, texts: str | list[str] | list[list[int]], wish: Wish, first: int = 0
+    ) -> Tokens:
         """Return the tokens of one text or several, and count those that were cut.
 
-        ``first``: position of the first text, for messages.
+        Texts may be given as ids, all of them; see ``Text``. ``first``: position of the first
+        text, for messages.
         """
         if isinstance(texts, str):
             tokens = self._tokenizer.one(texts, prefix=wish.prefix, truncate=wish.truncate)
+        elif are_ids(texts):
+            if wish.prefix:
+                raise InputError("a prompt cannot be put before token ids. Send the text itself.")
+            tokens = self._tokenizer.from_ids(texts, truncate=wish.truncate, first=first)
         else:
-            tokens = self._tokenizer(texts, prefix=wish.prefix, truncate=wish.truncate, first=first)
+            plain = cast("list[str]", texts)
+            tokens = self._tokenizer(plain, prefix=wish.prefix, truncate=wish.truncate, first=first)
         if tokens.truncated:
             self._note_truncated(tokens.truncated)
         return tokens

@@ -21,8 +21,15 @@ SWEEP_SECONDS = 0.01
 class Exchange:
     """Requests that wait, those that are being computed, and their counters."""
 
-    def __init__(self, batch_tokens: int, max_wait_s: float, max_queue_tokens: int) -> None:
+    def __init__(
+        self,
+        batch_tokens: int,
+        max_wait_s: float,
+        max_queue_tokens: int,
+        max_queue_s: float | None = None,
+    ) -> None:
         self._max_wait_s, self._max_queue_tokens = max_wait_s, max_queue_tokens
+        self._max_queue_s = float("inf") if max_queue_s is None else max_queue_s
         self._waiting = Waiting(batch_tokens)
         self._changed = threading.Condition(threading.Lock())
         self._running: dict[threading.Thread, Chosen] = {}
@@ -79,11 +86,19 @@ class Exchange:
             if chosen.texts:
                 return chosen
 
-    def give(self, chosen: Chosen, vectors: Vectors) -> None:
-        """Take the un-normalized vectors (B, H) of a batch and answer those who have all theirs."""
+    def give(self, chosen: Chosen, vectors: Vectors, seconds: float) -> None:
+        """Take the un-normalized vectors (B, H) of a batch and answer those who have all theirs.
+
+        ``seconds``: how long they took.
+        """
         finished = _finish(chosen, vectors)
         outcomes: list[Outcome] = []
+        usages = {request.usage for request, _ in chosen.texts}
         with self._changed:
+            self._tally.run_seconds += seconds
+            for usage in usages:
+                if usage is not None:
+                    usage.inference_s += seconds
             for (request, row), vector in zip(chosen.texts, finished, strict=True):
                 if request.dropped:
                     continue
@@ -146,24 +161,37 @@ class Exchange:
             kept = [k for k, (request, _) in enumerate(chosen.texts) if not request.dropped]
             chosen = Chosen([chosen.texts[k] for k in kept], [chosen.ids[k] for k in kept])
         tally = self._tally
+        tokens = 0
         for (request, _), ids in zip(*chosen, strict=True):
+            waited_s = now - request.asked
             request.waiting_texts -= 1
             request.waiting_tokens -= len(ids)
-            tally.execute(len(ids), now - request.asked)
+            tokens += len(ids)
+            tally.execute(len(ids), waited_s)
+            if request.usage is not None:
+                request.usage.queue_s = max(request.usage.queue_s, waited_s)
         if chosen.texts:
-            tally.batches += 1
-            tally.padded_tokens += len(chosen.ids) * max(map(len, chosen.ids))
+            tally.batch(len(chosen.ids), tokens, max(map(len, chosen.ids)))
         self._running[threading.current_thread()] = chosen
         return chosen
 
     def _expire(self, now: float, requests: list[Request], expired: list[Outcome]) -> None:
         for request in requests:
-            if request.deadline is not None and request.deadline <= now and not request.dropped:
-                self._tally.expired += 1
-                self._give_up(request)
-                waited_s = now - request.asked
+            waited_s = now - request.asked
+            late = request.deadline is not None and request.deadline <= now
+            if request.dropped or not (late or waited_s >= self._max_queue_s):
+                continue
+            self._tally.expired += 1
+            self._give_up(request)
+            error: Exception
+            if late:
                 error = DeadlineExceeded(f"the deadline passed after {waited_s:.3f} s of waiting.")
-                expired.append((request, error))
+            else:
+                error = Overloaded(
+                    f"a text waited {waited_s:.3f} s, and none may wait longer than "
+                    f"{self._max_queue_s:g} s (max_queue_s). Try again later, or elsewhere."
+                )
+            expired.append((request, error))
 
     def _fail(self, requests: Iterable[Request], error: Callable[[], Exception]) -> list[Outcome]:
         """Give up requests; each gets an error of its own, because raising changes an error."""

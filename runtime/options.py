@@ -1,12 +1,14 @@
 """What a caller may ask of a text's vector, checked before anything is computed."""
 
 from collections.abc import Iterable, Mapping, Set, Sized
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict, TypeVar
 
 from .errors import InputError, InputTypeError
 from .manifest import Manifest
 from .tokens import Truncate, check_text, check_truncate
 from .vectors import Vectors, check_dimension, normalize, shorten
+
+Item = TypeVar("Item")
 
 
 class TextOptions(TypedDict, total=False):
@@ -96,7 +98,7 @@ def with_document_prompt(prompts: Mapping[str, str], options: EncodeOptions) -> 
     return with_prompt("passage" if "passage" in prompts else "document", prompts, options)
 
 
-def as_texts(texts: Iterable[str]) -> tuple[Iterable[str], int | None]:
+def as_texts(texts: Iterable[Item]) -> tuple[Iterable[Item], int | None]:
     """Return the texts and their number, None where it is not known before the end.
 
     Raises ``InputTypeError`` for what is no series of texts.

@@ -34,6 +34,27 @@ class Answer(Future[Vectors]):
         return True
 
 
+class Usage:
+    """What one call took, added up while it is answered; times in seconds.
+
+    ``queue_s``: the longest that one of its texts waited. ``inference_s``: executions of the
+    batches that its texts were in.
+    """
+
+    __slots__ = ("inference_s", "queue_s", "texts", "tokenization_s", "tokens", "truncated")
+
+    def __init__(self) -> None:
+        self.texts = self.tokens = self.truncated = 0
+        self.tokenization_s = self.queue_s = self.inference_s = 0.0
+
+    def add_tokens(self, tokens: Tokens, seconds: float) -> None:
+        """Count tokens that took this long to make."""
+        self.texts += len(tokens.ids)
+        self.tokens += int(tokens.lengths.sum())
+        self.truncated += tokens.truncated
+        self.tokenization_s += seconds
+
+
 class Request:
     """Tokens of one or more texts that wait together, and the vectors there are so far.
 
@@ -50,6 +71,7 @@ class Request:
         "missing",
         "rows",
         "tokens",
+        "usage",
         "vectors",
         "waiting_texts",
         "waiting_tokens",
@@ -63,8 +85,10 @@ class Request:
         deadline: float | None = None,
         vectors: Vectors | None = None,
         loop: "asyncio.AbstractEventLoop | None" = None,
+        usage: Usage | None = None,
     ) -> None:
         self.tokens, self.wish, self.vectors, self.loop = tokens, wish, vectors, loop
+        self.usage = usage
         self.future: Future[Vectors] | asyncio.Future[None] | None
         self.future = None if loop is None else loop.create_future()
         self.asked = time.monotonic()

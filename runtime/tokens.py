@@ -1,6 +1,6 @@
 """Texts to token ids and lengths. Knows no arrays with padding, no batches, no graph."""
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -8,7 +8,10 @@ import tokenizers
 
 from .errors import BundleError, InputError, InputTypeError
 
-Truncate = bool | Literal["error"]
+Truncate = bool | Literal["error", "left"]
+"""What is done with a text longer than the limit: see ``Encoder.encode``."""
+Text = str | list[int]
+"""A text, or the ids of one by this very tokenizer, with or without its special tokens."""
 
 
 class Tokens(NamedTuple):
@@ -19,6 +22,16 @@ class Tokens(NamedTuple):
     """(N,) number of ids of each text."""
     truncated: int
     """How many of the texts were cut to the maximum length."""
+
+
+class Piece(NamedTuple):
+    """One token of a text, and the characters it stands for; special ones stand for none."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
 
 
 class Tokenizer:
@@ -36,7 +49,8 @@ class Tokenizer:
         # keeps every part it cut off; slicing the ids here gives the same ids for less.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._suffix = _special_suffix(self._tokenizer)
+        self._prefix, self._suffix = _special_tokens(self._tokenizer)
+        self.vocabulary_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
         self._max_length, self._max_positions = max_length, max_positions
         if isinstance(max_length, bool) or not isinstance(max_length, int):
             raise InputTypeError(f"max_length is {max_length!r}; pass a whole number.")
@@ -79,6 +93,62 @@ class Tokenizer:
             raise
         return self._limited([encoding.ids for encoding in encodings], truncate, first)
 
+    def from_ids(
+        self, series: list[list[int]], *, truncate: Truncate = True, first: int = 0
+    ) -> Tokens:
+        """Return the tokens of texts given as ids; special tokens that they lack are added.
+
+        Raises ``InputError`` for an id that the vocabulary does not have.
+        """
+        check_truncate(truncate)
+        return self._limited(
+            [
+                self._with_special_tokens(ids, f"text {row}")
+                for row, ids in enumerate(series, first)
+            ],
+            truncate,
+            first,
+        )
+
+    def pieces(self, text: str, *, add_special_tokens: bool = True) -> list[Piece]:
+        """Return the tokens of a text one by one, none cut."""
+        _refuse_surrogates(text, "the text")
+        encoding = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return [
+            Piece(number, token, bool(special), *((None, None) if special else span))
+            for number, token, special, span in zip(
+                encoding.ids,
+                encoding.tokens,
+                encoding.special_tokens_mask,
+                encoding.offsets,
+                strict=True,
+            )
+        ]
+
+    def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
+        """Return the text that these ids stand for, as far as the vocabulary remembers it."""
+        self._refuse_unknown(ids, "the text")
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+        return text
+
+    def _with_special_tokens(self, ids: list[int], place: str) -> list[int]:
+        self._refuse_unknown(ids, place)
+        front = [] if ids[: len(self._prefix)] == self._prefix else self._prefix
+        back = [] if front == [] and ids[-len(self._suffix) :] == self._suffix else self._suffix
+        return front + ids + back
+
+    def _refuse_unknown(self, ids: list[int], place: str) -> None:
+        for number in ids:
+            if isinstance(number, bool) or not isinstance(number, int):
+                raise InputTypeError(f"{place} holds {number!r} among its ids. Pass int.")
+        if ids and not 0 <= min(ids) <= max(ids) < self.vocabulary_size:
+            wrong = min(ids) if min(ids) < 0 else max(ids)
+            raise InputError(
+                f"{place} holds the token id {wrong}; this model's are 0 to "
+                f"{self.vocabulary_size - 1}. Ids of another model's tokenizer give no vector: "
+                "send the text itself."
+            )
+
     def _limited(self, ids: list[list[int]], truncate: Truncate, first: int) -> Tokens:
         """Return ids cut to the limit, or refuse those that are longer."""
         counts = [len(row) for row in ids]
@@ -87,7 +157,7 @@ class Tokenizer:
         if max(counts, default=0) <= limit:
             return Tokens(ids, lengths, 0)
         too_long: list[int] = np.flatnonzero(lengths > limit).tolist()
-        if truncate is not True:
+        if truncate is False or truncate == "error":
             row = too_long[0]
             raise InputError(
                 f"text {first + row} has {lengths[row]} tokens, special tokens included; the limit "
@@ -95,17 +165,21 @@ class Tokenizer:
             )
         keep = limit - len(self._suffix)
         for row in too_long:
-            ids[row] = ids[row][:keep] + self._suffix
+            if truncate == "left":
+                ids[row] = self._prefix + ids[row][len(self._prefix) - limit :]
+            else:
+                ids[row] = ids[row][:keep] + self._suffix
         return Tokens(ids, np.minimum(lengths, limit), len(too_long))
 
 
-def _special_suffix(tokenizer: tokenizers.Tokenizer) -> list[int]:
-    """Return the special ids that the tokenizer puts behind every text, such as [SEP]."""
+def _special_tokens(tokenizer: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
+    """Return the special ids that the tokenizer puts before and behind every text."""
     encoding = tokenizer.encode("1")
+    ids: list[int] = encoding.ids
     mask: list[int] = encoding.special_tokens_mask
-    text_end = len(mask) - mask[::-1].index(0) if 0 in mask else len(mask)
-    suffix: list[int] = encoding.ids[text_end:]
-    return suffix
+    if 0 not in mask:
+        return [], []
+    return ids[: mask.index(0)], ids[len(mask) - mask[::-1].index(0) :]
 
 
 def _refuse_surrogates(text: str, place: str) -> None:
@@ -120,8 +194,14 @@ def _refuse_surrogates(text: str, place: str) -> None:
 
 def check_truncate(truncate: object) -> None:
     """Raise ``InputError`` unless this is a value of ``Truncate``."""
-    if not isinstance(truncate, bool) and not (isinstance(truncate, str) and truncate == "error"):
-        raise InputError(f"truncate is {truncate!r}; allowed: True, False, 'error'.")
+    named = isinstance(truncate, str) and truncate in {"error", "left"}
+    if not named and not isinstance(truncate, bool):
+        raise InputError(f"truncate is {truncate!r}; allowed: True, False, 'error', 'left'.")
+
+
+def are_ids(texts: list[str] | list[list[int]]) -> TypeGuard[list[list[int]]]:
+    """Say whether texts are given as token ids: whether the first one is."""
+    return bool(texts) and isinstance(texts[0], list)
 
 
 def check_text(text: object, place: str) -> None:

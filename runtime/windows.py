@@ -18,7 +18,7 @@ def windows(
     for text in texts:
         window.append(text)
         # What is no text is refused later, with its position.
-        characters += len(text) if isinstance(text, str) else 0
+        characters += len(text) if isinstance(text, str | list) else 0
         if len(window) == max_texts or characters >= max_characters:
             yield window
             window, characters = [], 0

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 from .batching import Batch
@@ -54,6 +55,7 @@ class Workers:
 
     def _execute(self, chosen: Chosen) -> None:
         """Run a batch; if it fails, in halves, so that a text that cannot be run fails alone."""
+        start = time.perf_counter()
         try:
             vectors = self._run(chosen.batch())
         except Exception as error:
@@ -61,7 +63,7 @@ class Workers:
                 self._exchange.fail(chosen.texts[0][0], error)
                 return
         else:
-            self._exchange.give(chosen, vectors)
+            self._exchange.give(chosen, vectors, time.perf_counter() - start)
             return
         for half in chosen.halves():
             self._execute(half)

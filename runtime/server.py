@@ -1,0 +1,345 @@
+"""The server's routes: each reads a request, has it encoded and writes the reply. ASGI, Starlette.
+
+`server_openai.py` and `server_tei.py` hold what each family asks and is answered; `server_gate.py`
+stands before all routes; `server_service.py` holds the encoder.
+"""
+
+import time
+from collections.abc import Awaitable, Callable
+from importlib import metadata
+from typing import Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from .server_body import ClientGone, check_content_type, decode, read_body
+from .server_call import Call
+from .server_embedding import encode, respond, rows_at_once
+from .server_errors import Refusal, not_ready, overloaded
+from .server_gate import Key, Record, refuse
+from .server_metrics import Metrics
+from .server_openai import EmbeddingsRequest, embeddings_reply, models_reply
+from .server_service import Service
+from .server_tei import (
+    DecodeRequest,
+    EmbeddingKind,
+    EmbedRequest,
+    Info,
+    ModelType,
+    SimilarityParameters,
+    SimilarityRequest,
+    Token,
+    TokenizeRequest,
+    cosines,
+    embed_reply,
+)
+from .server_texts import options_of, texts_of
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+TOKENIZE_CHARACTERS = 65_536
+"""What /tokenize takes at once; every token becomes an object of JSON."""
+
+
+class Routes:
+    """The endpoints, over one service."""
+
+    def __init__(self, service: Service) -> None:
+        self._service, self._settings = service, service.settings
+        self.metrics = Metrics(service)
+        self._started = int(time.time())
+
+    def table(self) -> list[Route]:
+        """Return every route."""
+        posts: dict[str, tuple[type, Callable[..., Awaitable[Response]]]] = {
+            "/v1/embeddings": (EmbeddingsRequest, self._embeddings),
+            "/embeddings": (EmbeddingsRequest, self._embeddings),
+            "/embed": (EmbedRequest, self._embed),
+            "/": (EmbedRequest, self._embed),
+            "/similarity": (SimilarityRequest, self._similarity),
+            "/tokenize": (TokenizeRequest, self._tokenize),
+            "/decode": (DecodeRequest, self._decode),
+        }
+        gets: dict[str, Endpoint] = {
+            "/v1/models": self._models,
+            "/info": self._info,
+            "/health": self._ready,
+            "/ping": self._ready,
+            "/health/ready": self._ready,
+            "/health/live": self._live,
+            "/metrics": self._metrics,
+        }
+        return [
+            *(Route(p, self._post(kind, f), methods=["POST"]) for p, (kind, f) in posts.items()),
+            *(Route(path, endpoint, methods=["GET"]) for path, endpoint in gets.items()),
+        ]
+
+    # --- What all that is posted goes through
+
+    def _post(self, kind: type, answer: Callable[..., Awaitable[Response]]) -> Endpoint:
+        decoder = msgspec.json.Decoder(kind)
+        service, settings = self._service, self._settings
+
+        async def endpoint(request: Request) -> Response:
+            check_content_type(request.headers.get("content-type"))
+            if service.state == "starting":
+                raise not_ready("the model is still loading.")
+            most = settings.max_concurrent_requests
+            if most is not None and service.in_hand >= most:
+                why = f"{most} requests are in hand already (--max-concurrent-requests)."
+                raise overloaded(why, service.retry_after_s())
+            service.in_hand += 1
+            try:
+                body = await read_body(request, settings.payload_limit, settings.body_timeout)
+                return await answer(request, decode(body, decoder))
+            finally:
+                service.in_hand -= 1
+
+        return endpoint
+
+    # --- OpenAI
+
+    async def _embeddings(self, request: Request, asked: EmbeddingsRequest) -> Response:
+        service, names = self._service, self._service.model_names
+        if asked.model is not None and asked.model not in names:
+            raise Refusal(
+                404,
+                "NotFound",
+                f"the model '{asked.model}' is not served here. Served: {', '.join(names)}.",
+                param="model",
+                code="model_not_found",
+            )
+        texts, single = texts_of(asked.input, "input", self._settings.max_client_batch_size)
+        call: Call = request.scope["corom.call"]
+        call.single = single
+        options = options_of(
+            truncate=self._settings.auto_truncate,
+            dimensions=asked.dimensions,
+            prompt=self._settings.default_prompt,
+            prompt_name=self._settings.default_prompt_name,
+        )
+        vectors = await encode(request, service, texts, options)
+        rows = rows_at_once(vectors.shape[1])
+        parts = embeddings_reply(
+            vectors, asked.encoding_format, asked.model or names[0], call.usage, rows
+        )
+        return respond(parts, -(-len(vectors) // rows), self._headers(call))
+
+    async def _models(self, _request: Request) -> Response:
+        self._refuse_unless_open()
+        return _json(models_reply(self._service.model_names, self._started))
+
+    # --- TEI
+
+    async def _embed(self, request: Request, asked: EmbedRequest) -> Response:
+        texts, single = texts_of(asked.inputs, "inputs", self._settings.max_client_batch_size)
+        call: Call = request.scope["corom.call"]
+        call.single = single
+        options = self._tei_options(asked, normalize=asked.normalize, dimensions=asked.dimensions)
+        vectors = await encode(request, self._service, texts, options)
+        rows = rows_at_once(vectors.shape[1])
+        return respond(embed_reply(vectors, rows), -(-len(vectors) // rows), self._headers(call))
+
+    async def _similarity(self, request: Request, asked: SimilarityRequest) -> Response:
+        texts, _ = texts_of(
+            [asked.inputs.source_sentence, *asked.inputs.sentences],
+            "inputs",
+            self._settings.max_client_batch_size,
+        )
+        call: Call = request.scope["corom.call"]
+        call.single = False
+        options = self._tei_options(asked.parameters or SimilarityParameters())
+        vectors = await encode(request, self._service, texts, options)
+        return _json(cosines(vectors), self._headers(call))
+
+    async def _tokenize(self, _request: Request, asked: TokenizeRequest) -> Response:
+        texts = [asked.inputs] if isinstance(asked.inputs, str) else asked.inputs
+        if sum(map(len, texts)) > TOKENIZE_CHARACTERS:
+            why = f"/tokenize takes {TOKENIZE_CHARACTERS} characters at once. Send fewer."
+            raise Refusal(413, "Validation", why)
+        tokenizer = self._service.encoder.tokenizer
+        prefix = self._service.prefix(asked.prompt_name)
+        special = asked.add_special_tokens
+        return _json(
+            [
+                [
+                    Token(*piece)
+                    for piece in tokenizer.pieces(prefix + text, add_special_tokens=special)
+                ]
+                for text in texts
+            ]
+        )
+
+    async def _decode(self, _request: Request, asked: DecodeRequest) -> Response:
+        given: Any = asked.ids
+        rows = given if given and isinstance(given[0], list) else [given]
+        tokenizer = self._service.encoder.tokenizer
+        skip = asked.skip_special_tokens
+        return _json([tokenizer.decode(ids, skip_special_tokens=skip) for ids in rows])
+
+    async def _info(self, _request: Request) -> Response:
+        self._refuse_unless_open()
+        service, settings = self._service, self._settings
+        encoder, manifest = service.encoder, service.encoder.manifest
+        info = Info(
+            model_id=manifest.source.uri,
+            model_sha=manifest.source.revision,
+            model_dtype={"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}.get(
+                encoder.precision, encoder.precision
+            ),
+            served_model_name=service.model_names[0],
+            model_type=ModelType(EmbeddingKind(manifest.pooling)),
+            max_concurrent_requests=settings.max_concurrent_requests,
+            max_input_length=encoder.max_length,
+            max_batch_tokens=encoder.batch_tokens,
+            max_batch_requests=None,
+            max_client_batch_size=settings.max_client_batch_size,
+            auto_truncate=settings.auto_truncate,
+            tokenization_workers=1,
+            version=metadata.version("corom"),
+            sha=None,
+            docker_label=None,
+            dimension=encoder.dimension,
+            similarity=manifest.similarity,
+            backend=encoder.backend_name,
+            device=encoder.device,
+            prompts=list(manifest.prompts),
+            max_queue_tokens=settings.max_queue_tokens,
+        )
+        return _json(info)
+
+    # --- Health and metrics
+
+    async def _live(self, _request: Request) -> Response:
+        return Response(b"")
+
+    async def _ready(self, _request: Request) -> Response:
+        if self._service.state == "ready":
+            return Response(b"")
+        words = {"starting": "the model is still loading.", "draining": "the server is ending."}
+        raise not_ready(words[self._service.state])
+
+    async def _metrics(self, _request: Request) -> Response:
+        kind = "text/plain; version=0.0.4; charset=utf-8"
+        return Response(self.metrics.exposition(), media_type=kind)
+
+    # ---
+
+    def _tei_options(
+        self,
+        asked: EmbedRequest | SimilarityParameters,
+        *,
+        normalize: bool | None = None,
+        dimensions: int | None = None,
+    ) -> Any:  # noqa: ANN401
+        settings = self._settings
+        return options_of(
+            truncate=settings.auto_truncate if asked.truncate is None else asked.truncate,
+            direction=asked.truncation_direction,
+            normalize=normalize,
+            dimensions=dimensions,
+            prompt_name=settings.default_prompt_name
+            if asked.prompt_name is None
+            else asked.prompt_name,
+            prompt=settings.default_prompt,
+        )
+
+    def _headers(self, call: Call) -> dict[str, str]:
+        return call.time_headers(self._service.encoder.device)
+
+    def _refuse_unless_open(self) -> None:
+        if self._service.state == "starting":
+            raise not_ready("the model is still loading.")
+
+
+def build_app(service: Service) -> Any:  # noqa: ANN401
+    """Return the ASGI application."""
+    settings = service.settings
+    routes = Routes(service)
+    table = routes.table()
+    middleware = []
+    if settings.cors_allow_origin:
+        middleware.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=settings.cors_allow_origin,
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+                expose_headers=["*"],
+            )
+        )
+    if settings.api_keys:
+        middleware.append(Middleware(Key, keys=settings.api_keys))
+    app = Starlette(
+        routes=table,
+        middleware=middleware,
+        exception_handlers={
+            Refusal: _refused,
+            HTTPException: _no_route,
+            ClientGone: _gone,
+            Exception: _broken,
+        },
+    )
+    app.router.redirect_slashes = False
+    paths = {route.path for route in table}
+
+    def observe(call: Call) -> None:
+        routes.metrics.observe(call, call.path if call.path in paths else "other")
+
+    return Record(app, observe)
+
+
+class _Refused(Response):
+    """A refusal as a response, which may have to throw away what the client still sends."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__()
+        self._refusal = refusal
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401
+        await refuse(self._refusal, scope, receive, send)
+
+
+class _Nothing(Response):
+    """What is sent to nobody."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401, ARG002
+        scope["corom.call"].status = 499
+        scope["corom.call"].failure = "ClientGone"
+
+
+async def _refused(_request: Request, refusal: Exception) -> Response:
+    assert isinstance(refusal, Refusal)
+    return _Refused(refusal)
+
+
+async def _broken(request: Request, _error: Exception) -> Response:
+    call: Call = request.scope["corom.call"]
+    return _Refused(Refusal(500, "Internal", f"internal error; request id {call.id}."))
+
+
+async def _gone(_request: Request, _error: Exception) -> Response:
+    return _Nothing()
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    path = request.url.path
+    if error.status_code == 405:
+        allowed = (error.headers or {})["Allow"]
+        why = f"{request.method} is not allowed on {path}. Allowed: {allowed}."
+        headers = {"allow": allowed}
+        return _Refused(
+            Refusal(405, "Validation", why, code="method_not_allowed", headers=headers, close=True)
+        )
+    why = f"there is no route {path}."
+    return _Refused(Refusal(404, "NotFound", why, code="not_found", close=True))
+
+
+def _json(content: Any, headers: dict[str, str] | None = None) -> Response:  # noqa: ANN401
+    return Response(msgspec.json.encode(content), headers=headers, media_type="application/json")

@@ -1,0 +1,108 @@
+"""What every route that makes vectors does: admit, encode, and give up when nobody waits any more."""
+
+import asyncio
+from collections.abc import Coroutine, Iterator
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from .errors import CoromError
+from .options import TextOptions
+from .server_body import ClientGone
+from .server_call import Call
+from .server_errors import Refusal, refusal_of
+from .server_log import logger
+from .server_service import Service
+from .server_texts import Texts
+from .vectors import Vectors
+
+VALUES_AT_ONCE = 65_536
+"""Values that are turned into JSON before other requests get their turn: about 2 ms."""
+
+
+async def encode(request: Request, service: Service, texts: Texts, options: TextOptions) -> Vectors:
+    """Return the vectors (N, H) of the texts of a request; raises ``Refusal`` or ``ClientGone``."""
+    call: Call = request.scope["corom.call"]
+    timeout_s = deadline_s(
+        request.headers.get("x-request-timeout"), service.settings.request_timeout
+    )
+    work = service.encode(texts, call.usage, timeout_s, options)
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await unless_gone(request, work)
+    except TimeoutError:  # DeadlineExceeded too
+        raise Refusal(
+            504,
+            "Timeout",
+            f"no answer within {timeout_s:g} s. Nothing more is computed for this request.",
+            code="deadline_exceeded",
+        ) from None
+    except CoromError as error:
+        raise refusal_of(error, service.retry_after_s()) from error
+    except Exception as error:
+        if isinstance(error, ClientGone):
+            raise
+        logger.exception("inference failed")
+        raise refusal_of(error, 1) from error
+
+
+def deadline_s(header: str | None, most_s: float) -> float:
+    """Return the seconds that a request may take: x-request-timeout, at most the server's."""
+    if header is None:
+        return most_s
+    try:
+        seconds = float(header)
+    except ValueError:
+        seconds = float("nan")
+    if not 0 < seconds < float("inf"):
+        raise Refusal(
+            400,
+            "Validation",
+            f"the header x-request-timeout is {header!r}; send seconds, such as 2.5.",
+            code="invalid_value",
+        )
+    return min(seconds, most_s)
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, Vectors]) -> Vectors:
+    """Await ``work``; if the client goes away first, cancel it and raise ``ClientGone``."""
+    task = asyncio.current_task()
+    assert task is not None
+    gone = False
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        task.cancel()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if not gone:
+            raise
+        task.uncancel()
+        raise ClientGone from None
+    finally:
+        watcher.cancel()
+
+
+def respond(parts: Iterator[bytes], count: int, headers: dict[str, str]) -> Response:
+    """Return the response for ``count`` parts of JSON; several are sent one by one."""
+    if count == 1:
+        return Response(next(parts), headers=headers, media_type="application/json")
+
+    async def one_by_one() -> Any:  # noqa: ANN401
+        for part in parts:
+            yield part
+            await asyncio.sleep(0)
+
+    return StreamingResponse(one_by_one(), headers=headers, media_type="application/json")
+
+
+def rows_at_once(dimension: int) -> int:
+    """Return how many vectors are turned into JSON at once."""
+    return max(1, VALUES_AT_ONCE // dimension)

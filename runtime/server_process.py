@@ -1,0 +1,193 @@
+"""The process that supervises: holds the listening socket, starts the worker again if it dies.
+
+Loads nothing heavy, so that what kills a worker (memory above all) leaves it alone. While there is
+no worker, new connections wait in the socket's backlog.
+"""
+
+import os
+import selectors
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import click
+import msgspec
+
+from .errors import InputError, UnavailableError
+from .server_settings import Settings
+
+BACKLOG = 2048
+HUNG_S = 60.0
+"""A worker whose event loop has not turned for so long is killed."""
+RESTARTS = 5
+"""Workers that may be killed one after the other before they are ready."""
+LINGER_S = 5.0
+"""What a worker has after --shutdown-timeout to release its things."""
+STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def supervise(settings: Settings) -> int:
+    """Serve until told to stop, and return the exit code of the command."""
+    with listening(settings) as (listener, address), _signals() as signals:
+        return Supervisor(settings, listener, address, signals).run()
+
+
+class Supervisor:
+    """One worker at a time, and what is done when it ends."""
+
+    def __init__(
+        self, settings: Settings, listener: socket.socket, address: str, signals: socket.socket
+    ) -> None:
+        self._settings, self._listener, self._address = settings, listener, address
+        self._signals = signals
+        self._stopped_by: int | None = None
+        self._told = False
+        self._kill_at: float | None = None
+
+    def run(self) -> int:
+        """Start workers until one ends as it should."""
+        killed = 0
+        while True:
+            worker, report = self._start()
+            with os.fdopen(report, "rb", buffering=0) as pipe:
+                was_ready = self._watch(worker, pipe.fileno())
+            code = worker.wait()
+            if self._stopped_by is not None:
+                return 130 if self._stopped_by == signal.SIGINT and code == 0 else max(code, 0)
+            if code >= 0 and not was_ready:
+                return code or 3  # it has said why
+            killed = 0 if was_ready else killed + 1
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+            if not self._told or killed > RESTARTS:
+                click.echo(f"Error: the worker {how} before it was ready.", err=True)
+                return 3
+            click.echo(f"The worker {how}; starting another.", err=True)
+            if killed:
+                time.sleep(min(2**killed, 10))
+
+    def _start(self) -> tuple[subprocess.Popen[bytes], int]:
+        reads, writes = os.pipe()
+        # -P: a file of the current folder must not stand in for a module.
+        command = [sys.executable, "-P", "-m", "corom.runtime.server_worker"]
+        descriptors = (self._listener.fileno(), writes)
+        worker = subprocess.Popen(
+            [*command, *map(str, descriptors)],
+            stdin=subprocess.PIPE,
+            stdout=sys.stderr.fileno(),
+            pass_fds=descriptors,
+            process_group=0,  # Ctrl-C is for this process, which then tells the worker
+        )
+        os.close(writes)
+        assert worker.stdin is not None
+        with suppress(BrokenPipeError):
+            worker.stdin.write(msgspec.json.encode(self._settings) + b"\n")
+            worker.stdin.flush()  # and it stays open: its end tells the worker that we are gone
+        return worker, reads
+
+    def _watch(self, worker: subprocess.Popen[bytes], report: int) -> bool:
+        """Return, once a worker has ended, whether it was ever ready."""
+        was_ready = False
+        beat = time.monotonic()
+        with selectors.DefaultSelector() as selector:
+            selector.register(report, selectors.EVENT_READ)
+            selector.register(self._signals, selectors.EVENT_READ)
+            while True:
+                for key, _ in selector.select(timeout=1):
+                    if key.fileobj is self._signals:
+                        self._stop(worker)
+                        continue
+                    if not os.read(report, 4096):
+                        return was_ready
+                    beat = time.monotonic()
+                    if not was_ready:
+                        was_ready = True
+                        self._say_ready()
+                now = time.monotonic()
+                hung = was_ready and now - beat > HUNG_S
+                if hung or (self._kill_at is not None and now > self._kill_at):
+                    worker.kill()
+
+    def _say_ready(self) -> None:
+        again = " again" if self._told else ""
+        self._told = True
+        click.echo(f"Listening{again} on {self._address}", err=True)
+
+    def _stop(self, worker: subprocess.Popen[bytes]) -> None:
+        for number in self._signals.recv(64):
+            if number not in STOP:
+                continue
+            if self._stopped_by is not None:
+                worker.kill()  # asked twice
+                return
+            self._stopped_by = number
+            self._kill_at = time.monotonic() + self._settings.shutdown_timeout + LINGER_S
+            self._listener.close()  # the worker closes its own: from now on, connections fail
+            with suppress(ProcessLookupError):
+                worker.terminate()
+
+
+@contextmanager
+def listening(settings: Settings) -> Iterator[tuple[socket.socket, str]]:
+    """Yield the listening socket and its address, as people write it."""
+    if settings.uds_path is not None:
+        path = Path(settings.uds_path)
+        with _unix_socket(path) as listener:
+            try:
+                yield listener, f"unix:{path}"
+            finally:
+                path.unlink(missing_ok=True)
+        return
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            settings.hostname, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise InputError(f"--hostname '{settings.hostname}': {error.strerror}.") from None
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+        except OSError as error:
+            raise UnavailableError(
+                f"cannot listen on {settings.hostname}:{settings.port}: {error.strerror}. "
+                "Choose another --port (0 takes a free one) or --hostname."
+            ) from None
+        listener.listen(BACKLOG)
+        host, port = listener.getsockname()[:2]
+        yield listener, f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _unix_socket(path: Path) -> socket.socket:
+    if path.exists():
+        if not stat.S_ISSOCK(path.stat().st_mode):
+            raise InputError(f"--uds-path '{path}' is there and is no socket.")
+        with socket.socket(socket.AF_UNIX) as probe:
+            if probe.connect_ex(str(path)) == 0:
+                raise UnavailableError(f"another process listens on '{path}'.")
+        path.unlink()  # left behind by a process that was killed
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    listener.listen(BACKLOG)
+    return listener
+
+
+@contextmanager
+def _signals() -> Iterator[socket.socket]:
+    """Yield a socket from which the numbers of signals can be read, instead of being interrupted."""
+    reads, writes = socket.socketpair()
+    writes.setblocking(False)
+    before = {number: signal.signal(number, lambda *_: None) for number in STOP}
+    wakeup = signal.set_wakeup_fd(writes.fileno())
+    try:
+        with reads, writes:
+            yield reads
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in before.items():
+            signal.signal(number, handler)

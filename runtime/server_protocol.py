@@ -1,0 +1,135 @@
+"""Connections: what uvicorn's HTTP/1.1 protocol leaves open against clients that never finish.
+
+A connection has so many seconds from its first moment, or from the first byte of a further request,
+to the end of its headers, and so many bytes. When there are too many, the one that has been quiet
+longest is closed for the new one.
+"""
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from .server_errors import Refusal, body_of, not_ready
+
+HEADER_BYTES = 65_536
+SWEEP_S = 1.0
+
+
+class Connections:
+    """The connections without a request in hand, longest quiet first."""
+
+    def __init__(self, most: int, header_timeout_s: float) -> None:
+        self.most, self.header_timeout_s = most, header_timeout_s
+        self.unfinished: dict[Connection, float] = {}
+        """Those that owe headers, and since when."""
+        self.idle: dict[Connection, None] = {}
+        """Those that were answered and may ask again."""
+
+    def owes_headers(self, connection: "Connection", now: float) -> None:
+        """Note that headers are awaited from now on."""
+        self.idle.pop(connection, None)
+        self.unfinished[connection] = now
+
+    def forget(self, connection: "Connection") -> None:
+        """Note that a connection is busy, or closed."""
+        self.unfinished.pop(connection, None)
+        self.idle.pop(connection, None)
+
+    def make_room(self) -> bool:
+        """Close the connection that has been quiet longest; False if all are busy."""
+        quiet = next(iter(self.unfinished), None) or next(iter(self.idle), None)
+        if quiet is None:
+            return False
+        self.forget(quiet)
+        quiet.transport.abort()
+        return True
+
+    async def sweep(self) -> None:
+        """Close what took too long over its headers; runs until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            overdue = loop.time() - self.header_timeout_s
+            for connection, since in list(self.unfinished.items()):
+                if since > overdue:
+                    break
+                self.forget(connection)
+                connection.transport.abort()
+
+
+class Connection(HttpToolsProtocol):
+    """One connection. ``others`` is set by ``connection_class``."""
+
+    others: Connections
+
+    def connection_made(self, transport: Any) -> None:  # noqa: ANN401
+        """Take a connection, if there is room or can be made."""
+        super().connection_made(transport)
+        self._header_bytes = 0
+        if len(self.connections) > self.others.most and not self.others.make_room():
+            self._answer_and_close(not_ready("too many connections (--max-connections)."), "/")
+            return
+        self.others.owes_headers(self, self.loop.time())
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self.others.forget(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Read on, unless the headers have become too long."""
+        if self.transport.is_closing():
+            return
+        if self in self.others.idle:
+            self.others.owes_headers(self, self.loop.time())
+        before = self._header_bytes
+        self._header_bytes += len(data)
+        super().data_received(data)
+        # Headers that ended within this piece have set the count to 0.
+        if self._header_bytes > HEADER_BYTES and self._header_bytes > before:
+            why = f"the headers are larger than {HEADER_BYTES} bytes."
+            self._answer_and_close(Refusal(431, "Validation", why), "/")
+
+    def on_headers_complete(self) -> None:
+        """Begin a request."""
+        self.others.forget(self)
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of the body, which is not counted as headers."""
+        self._header_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """End a request's body."""
+        self._header_bytes = 0
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Wait for another request."""
+        super().on_response_complete()
+        if not self.transport.is_closing() and self.timeout_keep_alive_task is not None:
+            self.others.idle[self] = None
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP."""
+        path = getattr(self, "url", b"").decode("latin-1").partition("?")[0]
+        self._answer_and_close(Refusal(400, "Validation", msg, code="invalid_http"), path)
+
+    def _answer_and_close(self, refusal: Refusal, path: str) -> None:
+        body = body_of(refusal, path)
+        phrases = {400: "Bad Request", 431: "Request Header Fields Too Large"}
+        lines = [
+            f"HTTP/1.1 {refusal.status} {phrases.get(refusal.status, 'Service Unavailable')}",
+            "content-type: application/json",
+            f"content-length: {len(body)}",
+            "connection: close",
+        ]
+        self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
+        self.transport.close()
+
+
+def connection_class(connections: Connections) -> type[Connection]:
+    """Return the protocol whose connections know of each other."""
+    return type("Connection", (Connection,), {"others": connections})

@@ -1,0 +1,124 @@
+"""What the routes serve: one encoder, and one batcher in which all requests meet.
+
+Opens and warms them off the event loop, says whether they are ready, and counts what is measured
+for Retry-After. Knows no HTTP.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+
+from .batcher import DynamicBatcher
+from .batching import Batch
+from .encoder import Encoder
+from .options import TextOptions, check_options
+from .request import Usage
+from .server_settings import Settings, Warmup
+from .vectors import Vectors
+
+RATE_WINDOW_S = 10.0
+MAX_RETRY_AFTER_S = 60
+
+
+class Service:
+    """An encoder behind a batcher, from before it is open until it is closed."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.state = "starting"
+        """"starting", then "ready", then "draining"."""
+        self.in_hand = 0
+        """Requests that are being read or answered."""
+        self.encoder: Encoder
+        self.batcher: DynamicBatcher
+        self._rates: deque[tuple[float, int]] = deque(maxlen=int(RATE_WINDOW_S) + 1)
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """The names that requests may call the model by; the first is the one it answers with."""
+        return self.settings.served_model_name or (self.encoder.manifest.name,)
+
+    def prefix(self, prompt_name: str | None) -> str:
+        """Return what a prompt of this name, or the default one, puts before each text."""
+        settings = self.settings
+        name = prompt_name or settings.default_prompt_name
+        if name is None and settings.default_prompt is not None:
+            return settings.default_prompt
+        return check_options(self.encoder.manifest, prompt_name=name).prefix
+
+    def open(self) -> None:
+        """Open the encoder and warm it up. Takes seconds: call it in a thread."""
+        settings = self.settings
+        options = {"max_batch_tokens": settings.max_batch_tokens} | settings.encoder
+        self.encoder = encoder = Encoder(settings.bundle, **options)
+        prompt = settings.default_prompt_name
+        if prompt is not None:
+            encoder.encode([], prompt_name=prompt)  # refuses a prompt that is not there
+        warm_up(encoder, settings.warmup)
+        self.batcher = DynamicBatcher(
+            encoder,
+            max_wait_us=settings.max_batch_wait_us,
+            max_queue_tokens=settings.max_queue_tokens,
+            max_queue_s=settings.queue_timeout,
+        )
+
+    def close(self) -> None:
+        """Answer what waits, and release everything."""
+        if hasattr(self, "batcher"):
+            self.batcher.close()
+        if hasattr(self, "encoder"):
+            self.encoder.close()
+
+    async def encode(
+        self,
+        texts: str | list[str] | list[list[int]],
+        usage: Usage,
+        timeout_s: float,
+        options: TextOptions,
+    ) -> Vectors:
+        """Return the vectors (N, H) of N texts, (1, H) of one; what it took goes into ``usage``.
+
+        Raises as ``DynamicBatcher.aencode`` does.
+        """
+        vectors = await self.batcher.aencode(texts, timeout=timeout_s, usage=usage, **options)
+        return np.atleast_2d(vectors)
+
+    async def watch_rate(self) -> None:
+        """Note once a second how much was executed; runs until cancelled."""
+        while True:
+            self._rates.append((time.monotonic(), self.batcher.counters().batch_tokens))
+            await asyncio.sleep(1)
+
+    def retry_after_s(self) -> int:
+        """Return in how many seconds what waits now will have been executed, 1 to 60."""
+        counters = self.batcher.counters()
+        now = time.monotonic()
+        began, before = self._rates[0] if self._rates else (now, counters.batch_tokens)
+        return retry_after_s(counters.waiting_tokens, counters.batch_tokens - before, now - began)
+
+
+def retry_after_s(waiting_tokens: int, executed_tokens: int, seconds: float) -> int:
+    """Return how long the waiting tokens take at the measured rate: whole seconds, 1 to 60."""
+    if executed_tokens <= 0 or seconds <= 0:
+        return 1
+    wait_s = waiting_tokens * seconds / executed_tokens
+    return int(min(MAX_RETRY_AFTER_S, max(1, -(-wait_s // 1))))
+
+
+def warm_up(encoder: Encoder, how: Warmup) -> None:
+    """Execute texts before anyone asks: "min" the ends of what may come, "full" each length."""
+    if how == "none":
+        return
+    limit = encoder.max_length
+    lengths: Sequence[int] = [min(8, limit), limit]
+    if how == "full":
+        lengths = sorted({*range(8, limit, 8), limit})
+    for length in lengths:
+        full = max(1, encoder.batch_tokens // length)
+        rows = {1, min(8, full), full} if how == "full" or length == limit else {1}
+        for count in sorted(rows):
+            ids = np.ones((count, length), np.int64)
+            encoder.run(Batch(ids, np.full(count, length, np.int64)))
