@@ -82,7 +82,7 @@ class Routes:
     # --- What all that is posted goes through
 
     def _post(self, kind: type, answer: Callable[..., Awaitable[Response]]) -> Endpoint:
-        decoder = msgspec.json.Decoder(kind)
+        decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(kind)
         service, settings = self._service, self._settings
 
         async def endpoint(request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""What every route that makes vectors does: admit, encode, and give up when nobody waits any more."""
+"""What every route that makes vectors does: encode, and give up when nobody waits any more."""
 
 import asyncio
 from collections.abc import Coroutine, Iterator
@@ -24,9 +24,8 @@ VALUES_AT_ONCE = 65_536
 async def encode(request: Request, service: Service, texts: Texts, options: TextOptions) -> Vectors:
     """Return the vectors (N, H) of the texts of a request; raises ``Refusal`` or ``ClientGone``."""
     call: Call = request.scope["corom.call"]
-    timeout_s = deadline_s(
-        request.headers.get("x-request-timeout"), service.settings.request_timeout
-    )
+    asked = request.headers.get("x-request-timeout")
+    timeout_s = deadline_s(asked, service.settings.request_timeout)
     work = service.encode(texts, call.usage, timeout_s, options)
     try:
         async with asyncio.timeout(timeout_s):

@@ -32,9 +32,9 @@ class Metrics:
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
-        registry.register(_Batcher(service))  # type: ignore[arg-type]
+        registry.register(_Batcher(service))
         self._counts = _Counts()
-        registry.register(self._counts)  # type: ignore[arg-type]
+        registry.register(self._counts)
         self._answers = Counter(
             "corom_requests", "Requests by route and status.", ("route", "status"),
             registry=registry,

@@ -179,7 +179,7 @@ def _unix_socket(path: Path) -> socket.socket:
 
 @contextmanager
 def _signals() -> Iterator[socket.socket]:
-    """Yield a socket from which the numbers of signals can be read, instead of being interrupted."""
+    """Yield a socket that the numbers of signals can be read from, which then interrupt nothing."""
     reads, writes = socket.socketpair()
     writes.setblocking(False)
     before = {number: signal.signal(number, lambda *_: None) for number in STOP}

@@ -11,7 +11,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -305,6 +307,44 @@ def start(offline_environment: dict[str, str]) -> Start:
             signal.signal(signal.SIGINT, default)
 
     return start
+
+
+@pytest.fixture(scope="session")
+def serve(start: Start) -> Callable[..., AbstractContextManager[str]]:
+    """Return the context manager that starts `corom serve` on a free port and yields its URL.
+
+    On leaving, SIGTERM must end it with exit code 0, and it must not have printed a traceback.
+    """
+
+    @contextmanager
+    def serve(bundle: Path, *options: object, **popen: Any) -> Iterator[str]:
+        with start("serve", bundle, "--port", "0", *options, **popen) as process:
+            said: list[str] = []
+            for line in process.stderr or ():
+                said.append(line)
+                if line.startswith("Listening on "):
+                    break
+            else:
+                pytest.fail(f"corom serve ended with {process.wait()}: {''.join(said)}")
+            url = said[-1].split()[-1]
+            reader = threading.Thread(target=lambda: said.extend(process.stderr or ()))
+            reader.start()
+            try:
+                yield url
+            finally:
+                process.terminate()
+                code = process.wait(60)
+                reader.join()
+            assert (code, "Traceback" in "".join(said)) == (0, False), "".join(said)
+
+    return serve
+
+
+@pytest.fixture(scope="session")
+def server(serve: Callable[..., AbstractContextManager[str]], tiny_bundle: Path) -> Iterator[str]:
+    """The URL of a `corom serve` on the tiny bundle, with the options that it has by default."""
+    with serve(tiny_bundle) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")
