@@ -3,9 +3,11 @@
 import re
 import subprocess
 import sys
+import tomllib
+import urllib.request
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
+from typing import get_args
 
 import click
 import pytest
@@ -18,14 +20,18 @@ from corom.export import errors as export_errors
 from corom.export.recipe import recipe_names
 from corom.runtime import cli as command_line
 from corom.runtime import errors as runtime_errors
+from corom.runtime import server_errors
 from corom.runtime.cli import cli
 
 README = document("README.md")
 FLAG = re.compile(r"(?<![\w-])--?[a-zA-Z][\w-]*")
 CALL = re.compile(r"(?:^|[ |(/])corom ([a-z]+)\b(?: ([a-z]+)(?=\s|$))?([^|#]*)")
 FOREIGN_FLAGS = {
-    "--help", "-h",  # click's own
-    "--calib", "-y",
+    "--help",  # click's own
+    "--wheel",  # of `python -m build`
+    # TEI's that have no equal here
+    "--model-id", "--dtype", "--dense-path", "--tokenization-workers", "--max-batch-requests",
+    "--huggingface-hub-cache", "--hf-token",
 }  # fmt: skip
 """Flags of other programs that the documents speak of; none of them is corom's."""
 
@@ -112,7 +118,8 @@ def test_every_recipe_named_in_the_documents_exists() -> None:
 
 
 def test_every_extra_in_the_documents_exists() -> None:
-    extras = set(metadata.metadata("corom").get_all("Provides-Extra") or [])
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = set(project["optional-dependencies"])
     for d in DOCUMENTS:
         for named in re.findall(r"(?:corom|'\.)\[([\w,-]+)\]", d.text):
             assert set(named.split(",")) <= extras, f"{d.name}: {named}"
@@ -160,8 +167,44 @@ def test_every_exit_code_is_in_the_errors_document() -> None:
     listed = command_line.__doc__ or ""
     known = {int(code) for code in re.findall(r"\b\d+\b", listed.split("Exit codes:")[1])}
     assert told == known
-    short = re.findall(r"^\| ([\d, ]+) \|", README.text, re.MULTILINE)
-    assert {int(code) for row in short for code in row.split(",")} == known
+
+
+# --- The server
+
+
+def test_every_status_of_the_server_is_in_the_errors_document() -> None:
+    """Found in the source: what is refused with, what the other family's route makes of it."""
+    source = "".join(p.read_text("utf-8") for p in (ROOT / "runtime").glob("server*.py"))
+    numbers = re.findall(r"(?:Refusal\(\s*|status = |\d{3}: )(\d{3})\b", source)
+    assert {"400", "429", "499", "503"} <= set(numbers)
+    errors = document("docs/errors.md").text
+    section = errors.split("## HTTP statuses")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (\d{3}) \|(.*)$", section, re.MULTILINE)
+    assert {status for status, _ in rows} == {"200", *numbers}
+    kinds = {kind for _, row in rows for kind in re.findall(r"`([A-Z]\w+)`", row)}
+    assert kinds == set(get_args(server_errors.Kind)) - {"Tokenizer"} | kinds & {"Tokenizer"}
+    types = {name for _, row in rows for name in re.findall(r"`(\w+_error)`", row)}
+    assert types == {*server_errors.OPENAI_TYPES.values(), "invalid_request_error"}
+
+
+def test_every_route_of_the_server_is_in_the_documents() -> None:
+    source = (ROOT / "runtime" / "server.py").read_text("utf-8")
+    routes = set(re.findall(r'^ +"(/[\w/.]*)":', source, re.MULTILINE))
+    assert "/v1/embeddings" in routes
+    named = {word for d in DOCUMENTS for word in d.words if word.startswith("/")}
+    assert routes <= named
+
+
+def test_every_metric_of_the_server_is_in_the_operating_document(served_demo: str) -> None:
+    with urllib.request.urlopen(f"{served_demo}/metrics") as reply:
+        exposed = set(re.findall(r"^# TYPE (\w+) ", reply.read().decode(), re.MULTILINE))
+    assert "corom_ready" in exposed
+    section = document("docs/operate.md").text.split("## Metrics")[1].split("\n## ")[0]
+    rows = "\n".join(row for row in section.splitlines() if row.startswith("| `"))
+    told = {name.partition("{")[0] for name in re.findall(r"`((?:corom|te)_[\w{},]+)`", rows)}
+    others = re.compile(r"(process|python)_")  # the client's own, named by their beginning
+    created = {name for name in exposed if name.endswith("_created")}
+    assert told == {name for name in exposed - created if not others.match(name)}
 
 
 # --- The map of the code

@@ -62,7 +62,7 @@ def test_the_blocks_of_a_document_run(
 ) -> None:
     blocks = [block for block in document.blocks if runs(block)]
     if any(ADDRESS in block.code for block in blocks):
-        address = request.getfixturevalue("server")
+        address = request.getfixturevalue("served_demo")
         blocks = [b._replace(code=b.code.replace(ADDRESS, str(address))) for b in blocks]
     jobs = [
         {
