@@ -2,10 +2,12 @@
 
 import inspect
 import os
+import sys
 import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .batcher import DynamicBatcher
 from .encoder import Encoder
 from .errors import BundleError, InputTypeError
 from .manifest import MANIFEST_NAME, load_manifest, sha256_of
@@ -48,6 +50,17 @@ class LateEncoder(NamedTuple):
                 _opened[key] = Encoder(self.bundle, **dict(self.options))
             return _opened[key]
 
+    def batcher(self) -> DynamicBatcher:
+        """Return this process's batcher on the encoder, in which all its callers meet.
+
+        They are parts of this process and have their texts already, so any number may wait.
+        """
+        encoder, key = self.encoder(), (os.getpid(), self)
+        with _opening:
+            if key not in _batchers:
+                _batchers[key] = DynamicBatcher(encoder, max_queue_tokens=sys.maxsize)
+            return _batchers[key]
+
 
 def _manifest(folder: Path) -> Path:
     load_manifest(folder)  # whose error says more than a file that cannot be opened
@@ -57,6 +70,7 @@ def _manifest(folder: Path) -> Path:
 # By process too: a fork inherits encoders whose threads it does not have. They are kept, since
 # closing one there would wait for those threads.
 _opened: dict[tuple[int, LateEncoder], Encoder] = {}
+_batchers: dict[tuple[int, LateEncoder], DynamicBatcher] = {}
 _opening = threading.Lock()
 
 

@@ -47,6 +47,23 @@ def similarity(queries: Vectors, documents: Vectors, kind: Similarity) -> Vector
     return scores
 
 
+def similarity_pairwise(first: Vectors, second: Vectors, kind: Similarity) -> Vectors:
+    """Return the scores (N,) of each row of (N, H) with the same row of the other (N, H).
+
+    One vector (H,) counts as one row. Raises ``InputError`` if the shapes differ.
+    """
+    first, second = np.atleast_2d(first), np.atleast_2d(second)
+    if first.ndim != 2 or first.shape != second.shape:
+        raise InputError(
+            f"vectors of the shapes {first.shape} and {second.shape} cannot be compared in pairs; "
+            "pass (N, H) twice."
+        )
+    if kind == "cosine":
+        first, second = normalize(first), normalize(second)
+    scores: Vectors = np.einsum("nh,nh->n", first, second)
+    return scores
+
+
 def grow(vectors: Vectors, rows: int) -> None:
     """Make room for at least ``rows`` rows, in place, at least doubling what was there."""
     if rows > len(vectors):

@@ -31,6 +31,14 @@ from corom.runtime.manifest import describe_files, load_manifest, save_manifest
 if TYPE_CHECKING:
     import torch
 
+# The frameworks that corom has adapters for tell their makers nothing from here.
+os.environ |= {
+    "ANONYMIZED_TELEMETRY": "False",  # Chroma
+    "DO_NOT_TRACK": "1",
+    "HAYSTACK_TELEMETRY_ENABLED": "False",
+    "LANGSMITH_TRACING": "false",  # LangChain
+}
+
 State = dict[str, "torch.Tensor"]
 MakeCheckpoint = Callable[..., Path]
 

@@ -1,0 +1,62 @@
+"""Chroma's EmbeddingFunction on a bundle."""
+
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError, missing_extra
+from .retrieval_encoder import RetrievalEncoder
+
+try:
+    from chromadb.api.types import Documents, EmbeddingFunction, Embeddings, Space
+    from chromadb.utils.embedding_functions import register_embedding_function
+except ModuleNotFoundError as error:
+    raise missing_extra("chromadb", "chroma", "corom.runtime.chroma") from error
+
+
+@register_embedding_function
+class CoromEmbeddingFunction(EmbeddingFunction[Documents]):
+    """Embeds documents and queries with the bundle's prompts, in the space of its similarity.
+
+    ``options`` and errors are those of ``RetrievalEncoder``. A collection stores them and, once
+    this module is imported, opens the bundle again from them.
+    """
+
+    def __init__(self, bundle: str | Path, **options: Any) -> None:  # noqa: ANN401
+        self.bundle, self.options = str(bundle), options
+        self._encoder = RetrievalEncoder(bundle, **options)
+
+    def __call__(self, input: Documents) -> Embeddings:  # noqa: A002  # Chroma's name
+        """Return the vector (H,) of each document."""
+        return list(self._encoder.documents(input))
+
+    def embed_query(self, input: Documents) -> Embeddings:  # noqa: A002  # Chroma's name
+        """Return the vector (H,) of each query."""
+        return list(self._encoder.queries(input))
+
+    def default_space(self) -> Space:
+        """Return the space in which nearness is the bundle's similarity."""
+        return "ip" if self._encoder.manifest.similarity == "dot" else "cosine"
+
+    @staticmethod
+    def name() -> str:
+        """Return the name that stored collections know this class by."""
+        return "corom"
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what a collection stores."""
+        return {"bundle": self.bundle, "options": self.options}
+
+    @staticmethod
+    def build_from_config(config: dict[str, Any]) -> "CoromEmbeddingFunction":
+        """Return the function of what a collection stored."""
+        return CoromEmbeddingFunction(config["bundle"], **config["options"])
+
+    def validate_config_update(
+        self, old_config: dict[str, Any], new_config: dict[str, Any]
+    ) -> None:
+        """Raise ``InputError`` for another bundle: its vectors mean something else."""
+        if old_config.get("bundle") != new_config.get("bundle"):
+            raise InputError(
+                f"the collection holds vectors of the bundle '{old_config.get('bundle')}'. "
+                "For another make another collection."
+            )
