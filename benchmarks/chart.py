@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .figures import Spread
+from .page import html_page, html_table
 
 OURS, THEIRS = "#1f6feb", "#9aa4b2"
 PANELS = (
@@ -48,7 +49,7 @@ def write_picture(report: dict[str, Any], file: Path) -> None:
 
 def page_of(report: dict[str, Any]) -> str:
     """Return the page: bars, every figure and every ratio, without a script or a link."""
-    parts = [f"<h1>{html.escape(title_of(report))}</h1>"]
+    parts = []
     machine = report["machine"]
     words = (
         f"{report['time']} · {machine['cpu']}, {report['threads']} threads · {machine['commit']}"
@@ -61,11 +62,11 @@ def page_of(report: dict[str, Any]) -> str:
         parts.append(f"<h2>corom by peer, {title}</h2>{_ratios(report['ratios'], figure)}")
     gemm = report["roofline"]["gemm_gflops"]
     rates = [[roof, _short(rate["median"]), rate["by"]] for roof, rate in gemm.items()]
-    parts.append(f"<h2>GEMM rate here</h2>{_table(['precision', 'GFLOP/s', 'by'], rates)}")
+    parts.append(f"<h2>GEMM rate here</h2>{html_table(['precision', 'GFLOP/s', 'by'], rates)}")
     absent = [[row["name"], row["why"]] for row in report["absent"]]
     if absent:
-        parts.append(f"<h2>Took no part</h2>{_table(['peer', 'why'], absent)}")
-    return _PAGE.format(title=html.escape(title_of(report)), body="\n".join(parts))
+        parts.append(f"<h2>Took no part</h2>{html_table(['peer', 'why'], absent)}")
+    return html_page(title_of(report), parts)
 
 
 def title_of(report: dict[str, Any]) -> str:
@@ -109,7 +110,7 @@ def _figures(contestants: list[dict[str, Any]]) -> str:
         ]
         for c in contestants
     ]
-    return _table(header, rows)
+    return html_table(header, rows)
 
 
 def _ratios(ratios: list[dict[str, Any]], figure: str) -> str:
@@ -117,34 +118,8 @@ def _ratios(ratios: list[dict[str, Any]], figure: str) -> str:
     rows: dict[str, list[str]] = {}
     for ratio in ratios:
         rows.setdefault(ratio["ours"], []).append(str(Spread(**ratio[figure])))
-    return _table(["", *peers], [[name, *cells] for name, cells in rows.items()])
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-    body = "".join(
-        f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows
-    )
-    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
+    return html_table(["", *peers], [[name, *cells] for name, cells in rows.items()])
 
 
 def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title><style>
-:root {{ color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif; }}
-body {{ max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }}
-h1 {{ font-size: 1.25rem; }} h2 {{ font-size: 1rem; margin-top: 2rem; }}
-.row {{ display: grid; grid-template-columns: 17rem 1fr 12rem; gap: .6rem; align-items: center; }}
-.track span {{ display: block; height: .95rem; border-radius: 2px; }}
-.ours {{ background: #1f6feb; }} .theirs {{ background: #9aa4b2; }}
-.wide {{ overflow-x: auto; }} table {{ border-collapse: collapse; }}
-th, td {{ text-align: left; padding: .2rem .7rem .2rem 0; border-bottom: 1px solid #8884; }}
-@media (max-width: 45rem) {{ .row {{ grid-template-columns: 1fr; gap: 0; }} }}
-</style></head><body>
-{body}
-</body></html>
-"""

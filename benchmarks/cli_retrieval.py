@@ -8,7 +8,7 @@ import click
 import msgspec
 
 from corom.runtime.cli_options import bundle_argument, json_option
-from corom.runtime.errors import missing_extra
+from corom.runtime.errors import InputError, missing_extra
 from corom.runtime.manifest import Manifest, load_manifest
 from corom.runtime.rows import Columns
 from corom.runtime.vectors import Vectors
@@ -19,7 +19,6 @@ from .figures import text_table
 from .ranking import MEASURES
 from .report import output_option, show
 from .retrieval import (
-    Collection,
     Row,
     bm25_row,
     compared,
@@ -27,13 +26,14 @@ from .retrieval import (
     reference_row,
     rung_row,
 )
+from .retrieval_chart import write_charts
 
 MULTI_CPR_MEDICAL = 959_526
 """Passages of Multi-CPR's medical part; the figures of CoROM's model card are about it alone."""
 CARD = (
-    ("model card: BM25", 0.1869, 0.4820),
-    ("model card: CoROM-base", 0.3391, 0.7330),
-    ("model card: CoROM-tiny", 0.2278, 0.6454),
+    {"name": "model card: BM25", "RR@10": 0.1869, "R@1000": 0.4820},
+    {"name": "model card: CoROM-base", "RR@10": 0.3391, "R@1000": 0.7330},
+    {"name": "model card: CoROM-tiny", "RR@10": 0.2278, "R@1000": 0.6454},
 )
 
 _file = click.Path(path_type=Path, dir_okay=False)
@@ -74,6 +74,13 @@ def retrieval(
     difference is shown with its 95 % interval over the queries (paired bootstrap). Files as those
     of Multi-CPR: .tsv without a header; others as `corom embed` reads.
     """
+    for path in (output, per_query):  # before the work, not after it
+        if path is not None and not path.absolute().parent.is_dir():
+            raise InputError(f"there is no folder '{path.parent}' to write '{path.name}' into.")
+    if output is not None and output.suffix != ".json":
+        raise InputError(f"output '{output}' must end in .json; its chart is written beside it.")
+    if output is not None and find_spec("matplotlib") is None:
+        raise missing_extra("matplotlib", "bench", "The chart")
     if find_spec("ir_measures") is None or (bm25 and find_spec("bm25s") is None):
         raise missing_extra("ir-measures, bm25s", "bench", "Measuring retrieval")
     manifest = load_manifest(bundle)
@@ -104,10 +111,14 @@ def retrieval(
         "queries_without_answer": collection.unjudged,
         "texts_cut": cut,
         "rows": compared(rows, expected),
+        "model_card": CARD if len(collection.corpus) == MULTI_CPR_MEDICAL else [],
     }
     if per_query is not None:
         _write_per_query(per_query, rows)
-    show(report, _table(report, collection), output, as_json=as_json)
+    report = show(report, _table(report), output, as_json=as_json)
+    if output is not None:
+        written = write_charts(report, output)
+        click.echo(f"written: {', '.join(map(str, written))}", err=True)
 
 
 def _by_torch(source: str, manifest: Manifest, max_length: int) -> Any:  # noqa: ANN401
@@ -135,7 +146,7 @@ def _write_per_query(path: Path, rows: list[Row]) -> None:
             file.write(msgspec.json.encode({"query": query, **measures}) + b"\n")
 
 
-def _table(report: dict[str, Any], collection: Collection) -> str:
+def _table(report: dict[str, Any]) -> str:
     header = ["", "MRR@10", *MEASURES[1:], "MRR@10, from torch (95 %)", "R@1000, from torch"]
     rows: list[list[object]] = []
     for row in report["rows"]:
@@ -145,9 +156,9 @@ def _table(report: dict[str, Any], collection: Collection) -> str:
             words = d and f"{d['difference']:+.4f} ({d['low']:+.4f} to {d['high']:+.4f})"
             cells.append(words or "")
         rows.append(cells)
-    if len(collection.corpus) == MULTI_CPR_MEDICAL:
-        for name, mrr, recall in CARD:
-            rows.append([name, f"{mrr:.4f}", "", "", f"{recall:.4f}", "", "", ""])
+    for card in report["model_card"]:
+        known = (f"{card[name]:.4f}" if name in card else "" for name in MEASURES)
+        rows.append([card["name"], *known, "", ""])
     words = (
         f"{report['bundle']}: {report['queries']} queries, {report['passages']} passages, at most "
         f"{report['max_length']} tokens; {report['queries_without_answer']} queries have no "

@@ -10,13 +10,12 @@ import msgspec
 from corom.runtime.cli_options import bundle_argument, json_option
 from corom.runtime.cpus import available_cpus
 from corom.runtime.errors import ParityError
-from corom.runtime.manifest import load_manifest
+from corom.runtime.manifest import load_manifest, manifest_sha256
 from corom.runtime.progress import progress_bar
 from corom.runtime.tuning import (
     TUNING_VERSION,
     Tuning,
     Winner,
-    bundle_key,
     save_tuning,
     this_machine,
 )
@@ -77,7 +76,7 @@ def tune(
     most = max(finals, key=lambda one: one.texts_per_second.median)
     tuning = Tuning(
         version=TUNING_VERSION,
-        bundle=bundle_key(bundle),
+        bundle=manifest_sha256(bundle),
         machine=this_machine(),
         min_cosine=min_cosine,
         latency=_winner(fastest),

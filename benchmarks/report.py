@@ -29,10 +29,16 @@ def save(report: dict[str, Any], path: Path) -> None:
     path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
-def show(report: dict[str, Any], table: str, output: Path | None, *, as_json: bool) -> None:
-    """Print the report as JSON or as a table on stdout, and write it to ``output``."""
+def show(
+    report: dict[str, Any], table: str, output: Path | None, *, as_json: bool
+) -> dict[str, Any]:
+    """Print the report as JSON or as a table on stdout, and write it to ``output``.
+
+    Returns it as it was printed, stamped.
+    """
     report = stamped(report)
     if output is not None:
         save(report, output)
         click.echo(f"written: {output}", err=True)
     click.echo(json.dumps(report, ensure_ascii=False) if as_json else table)
+    return report

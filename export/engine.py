@@ -5,7 +5,6 @@ engine can be built again where neither is installed.
 """
 
 import hashlib
-import os
 import re
 import threading
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from corom.runtime.errors import EngineError, InputError, UnavailableError
 from corom.runtime.gpu_machine import this_machine
 from corom.runtime.manifest import sha256_of
 from corom.runtime.sidecar import Flavour, Machine, Profile, Sidecar, sidecar_path
+from corom.runtime.whole_file import whole_file
 
 from .profiles import EngineOptions, profile_shapes
 from .readback import half_products, read_back
@@ -258,9 +258,8 @@ def _described(options: EngineOptions, flavour: Flavour) -> dict[str, str | int]
 def _save(path: Path, content: bytes) -> None:
     """Write a file whole or not at all: two processes may build for the same GPU."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    with whole_file(path) as file:
+        file.write(content)
 
 
 def _slug(text: str) -> str:

@@ -16,6 +16,8 @@ from .encoder import Encoder
 from .errors import InputError
 from .options import EncodeOptions
 from .rows import KINDS, STDIN, Columns
+from .shard_manifest import MANIFEST
+from .urls import is_url
 from .windows import windows
 from .writers import SUFFIXES, open_writer
 
@@ -123,6 +125,12 @@ def embed(
         "prompt_name": prompt_name,
         "truncate": True if truncate else "error",
     }
+    if output is not None and is_url(given := str(output).replace(":/", "://", 1)):
+        raise InputError(
+            f"output '{given}' is a URL. A job goes on after a kill because its folder can be locked "
+            "and files renamed, which object stores do not do. Write to a folder on a disk, then "
+            f"copy it there, {MANIFEST} last."
+        )
     chosen = FolderOptions(dtype, shard_rows, bad_rows, engine, num_workers)
     kind = input_format and f".{input_format}"
     corpus = Corpus(sources or (STDIN,), Columns(text_column, id_column), kind)

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import click
 
+from .as_begun import as_begun
 from .cli_options import say_cut
 from .corpus import Corpus
 from .embedder import Embedder, LocalEmbedder
@@ -57,7 +58,11 @@ def to_folder(
     manifest = load_manifest(bundle)
     # The rows of a corpus are what encode_document is for.
     options = with_document_prompt(manifest.prompts, options)
-    with _opened(bundle, encoder_options, chosen, options) as embedder:
+    budget = None
+    if (begun := folder.job()) is not None:
+        local = chosen.engine != "ray"
+        encoder_options, budget = as_begun(bundle, encoder_options, begun, local=local)
+    with _opened(bundle, encoder_options, budget, chosen, options) as embedder:
         described = embedder.described
         click.echo(f"{manifest.name}: {described.choice}", err=True)
         normalize = options["normalize_embeddings"]
@@ -100,16 +105,22 @@ def to_folder(
 
 @contextmanager
 def _opened(
-    bundle: Path, encoder_options: dict[str, Any], chosen: FolderOptions, options: EncodeOptions
+    bundle: Path,
+    encoder_options: dict[str, Any],
+    budget: int | None,
+    chosen: FolderOptions,
+    options: EncodeOptions,
 ) -> Iterator[Embedder]:
+    """Yield what computes; ``budget``: tokens of a batch, None: as the encoder chooses."""
     if chosen.engine == "ray":
         from .embedder_ray import ray_embedder
 
         late = LateEncoder.of(bundle, **encoder_options)
-        with ray_embedder(late, options, chosen.num_workers, _say) as workers:
+        with ray_embedder(late, options, chosen.num_workers, budget, _say) as workers:
             yield workers
     else:
         with Encoder(bundle, **encoder_options) as encoder:
+            encoder.batch_tokens = budget or encoder.batch_tokens
             yield LocalEmbedder(encoder, options)
 
 

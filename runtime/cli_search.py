@@ -9,8 +9,8 @@ import msgspec
 from .cli_options import encoder_options, json_option, say_cut
 from .encoder import Encoder
 from .errors import InputError
-from .manifest import MANIFEST_NAME, sha256_of
-from .shards import Job
+from .manifest import MANIFEST_NAME, manifest_sha256
+from .shard_manifest import Job
 from .vector_index import VectorIndex
 from .vector_index import search as find
 
@@ -79,8 +79,7 @@ def bundle_of(job: Job, bundle: Path | None) -> Path:
     found = bundle or Path(job.bundle_path)
     if bundle is None and not found.is_dir():
         raise InputError(f"the bundle is no longer at '{found}'. Say where it is: --bundle BUNDLE.")
-    manifest = found / MANIFEST_NAME
-    if not manifest.is_file() or sha256_of(manifest) != job.bundle_sha256:
+    if not (found / MANIFEST_NAME).is_file() or manifest_sha256(found) != job.bundle_sha256:
         raise InputError(
             f"'{found}' is not the bundle that these vectors were made with ({job.bundle}): its "
             f"{MANIFEST_NAME} differs. Give that one with --bundle, or embed the corpus again."

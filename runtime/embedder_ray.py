@@ -18,10 +18,13 @@ from uuid import uuid4
 
 from .cpus import available_cpus
 from .embedder import Advance, Described, Embedded, Say, at_its_place, describe
+from .encoder import Encoder
 from .errors import CoromError, InputError, UnavailableError, missing_extra
 from .late_encoder import LateEncoder
+from .manifest import load_manifest
 from .options import EncodeOptions
 from .portions import Portion
+from .tuning import Winner, find_winner
 from .vectors import Vectors
 
 PORTIONS_A_WORKER = 2
@@ -45,23 +48,32 @@ class Machine(NamedTuple):
 
 
 class Team(NamedTuple):
-    """How many workers there are, and what each takes of its machine."""
+    """How many workers there are, and what each takes of its machine.
+
+    ``threads``: of each of the ``at_once`` batches that a worker executes together.
+    """
 
     workers: int
     threads: int
     gpus: int
+    at_once: int = 1
+
+    @property
+    def cpus(self) -> int:
+        """CPUs of each worker."""
+        return self.threads * self.at_once
 
 
 class Worker:
     """Runs in a process of its own, an actor of Ray. Opens its encoder when first asked."""
 
-    def __init__(self, late: LateEncoder, options: EncodeOptions) -> None:
-        self._late, self._options = late, options
+    def __init__(self, late: LateEncoder, options: EncodeOptions, budget: int | None) -> None:
+        self._late, self._options, self._budget = late, options, budget
         self._life = uuid4().hex
 
     def describe(self) -> Described:
         """Return what this worker's encoder is."""
-        return describe(self._late.encoder(), self._options)
+        return describe(self._encoder(), self._options)
 
     def encode(self, texts: list[str], expected: Described) -> tuple[Vectors, int, str]:
         """Return the vectors (N, H), how many texts were cut, and what only this process returns.
@@ -70,10 +82,15 @@ class Worker:
         """
         if (found := self.describe()) != expected:
             raise _differ(expected, found)
-        encoder = self._late.encoder()
+        encoder = self._encoder()
         cut = encoder.truncated_texts
         vectors = encoder.encode(texts, **self._options)
         return vectors, encoder.truncated_texts - cut, self._life
+
+    def _encoder(self) -> Encoder:
+        encoder = self._late.encoder()
+        encoder.batch_tokens = self._budget or encoder.batch_tokens
+        return encoder
 
 
 class Task(NamedTuple):
@@ -88,16 +105,21 @@ class RayEmbedder:
     """Gives portions to workers, at most ``PORTIONS_A_WORKER`` to each, and collects in order."""
 
     def __init__(
-        self, team: Team, late: LateEncoder, options: EncodeOptions, say: Say = lambda _line: None
+        self,
+        team: Team,
+        late: LateEncoder,
+        options: EncodeOptions,
+        budget: int | None,
+        say: Say = lambda _line: None,
     ) -> None:
         self._ray: Any = import_module("ray")
         actor = self._ray.remote(
-            num_cpus=team.threads * (dict(late.options).get("workers") or 1),
+            num_cpus=team.cpus,
             num_gpus=team.gpus,
             max_restarts=-1,
             max_task_retries=RETRIES,
         )(Worker)
-        self._workers = [actor.remote(late, options) for _ in range(team.workers)]
+        self._workers = [actor.remote(late, options, budget) for _ in range(team.workers)]
         self._lives: dict[Any, str] = {}
         self._flight: deque[Task] = deque()
         self._say = say
@@ -177,19 +199,35 @@ class RayEmbedder:
 
 @contextmanager
 def ray_embedder(
-    late: LateEncoder, options: EncodeOptions, num_workers: int | None, say: Say
+    late: LateEncoder,
+    options: EncodeOptions,
+    num_workers: int | None,
+    budget: int | None,
+    say: Say,
 ) -> Iterator[RayEmbedder]:
     """Yield the workers of the cluster, or of one that is started on this machine for this block.
 
     ``num_workers`` None takes one on each machine, or on each GPU where there are any and the
-    encoder's device is not "cpu". Threads are divided among the workers of a machine.
+    encoder's device is not "cpu". Threads are divided among the workers of a machine. ``budget``:
+    tokens of a batch; None: as the encoder chooses. "auto" takes what was tuned on this machine, on
+    all of them.
     """
     asked = dict(late.options)
     with _connected(say) as machines:
-        team = plan_team(machines, num_workers, asked.get("threads"), asked.get("device", "auto"))
-        say(f"workers: {team.workers}, threads of each: {team.threads}.")
+        if (winner := _winner(late, machines)) is not None:
+            asked |= {"backend": winner.backend, "precision": winner.precision}
+            budget = budget or min(winner.batch_tokens, asked.get("max_batch_tokens", 16384))
+        team = plan_team(
+            machines,
+            num_workers,
+            asked.get("threads"),
+            asked.get("device", "auto"),
+            asked.get("workers") or 1,
+        )
+        say(f"workers: {team.workers}, threads of each: {team.cpus}.")
         options_of_all = tuple(sorted((asked | {"threads": team.threads}).items()))
-        embedder = RayEmbedder(team, late._replace(options=options_of_all), options, say)
+        late = late._replace(options=options_of_all)
+        embedder = RayEmbedder(team, late, options, budget, say)
         try:
             yield embedder
         finally:
@@ -197,9 +235,16 @@ def ray_embedder(
 
 
 def plan_team(
-    machines: Sequence[Machine], num_workers: int | None, threads: int | None, device: str
+    machines: Sequence[Machine],
+    num_workers: int | None,
+    threads: int | None,
+    device: str,
+    at_once: int = 1,
 ) -> Team:
     """Return how many workers of how many threads a cluster takes.
+
+    ``threads``: of each of the ``at_once`` batches that a worker executes together; None divides
+    a machine.
 
     Raises ``InputError`` for more than fit, ``UnavailableError`` for a GPU where there is none.
     """
@@ -214,15 +259,28 @@ def plan_team(
     workers = num_workers or slots
     if threads is None:
         together = -(-workers // len(usable))  # on one machine
-        threads = max(1, min(machine.cpus for machine in usable) // together)
-    fits = [min(m.cpus // threads, m.gpus) if gpus else m.cpus // threads for m in usable]
+        threads = max(1, min(machine.cpus for machine in usable) // together // at_once)
+    team = Team(workers, threads, gpus, at_once)
+    fits = [min(m.cpus // team.cpus, m.gpus) if gpus else m.cpus // team.cpus for m in usable]
     if workers > sum(fits):
         found = ", ".join(f"{m.cpus} CPUs" + f" and {m.gpus} GPUs" * gpus for m in usable)
         raise InputError(
-            f"{workers} workers of {threads} threads{' and a GPU each' * gpus} do not fit; the "
+            f"{workers} workers of {team.cpus} threads{' and a GPU each' * gpus} do not fit; the "
             f"cluster's machines have: {found}. Give fewer --num-workers or --threads."
         )
-    return Team(workers, threads, gpus)
+    return team
+
+
+def _winner(late: LateEncoder, machines: Sequence[Machine]) -> Winner | None:
+    """Return what was tuned on this machine, where the user left open what executes."""
+    asked = dict(late.options)
+    named = any(asked.get(name, "auto") != "auto" for name in ("backend", "precision"))
+    counted = asked.get("threads") is not None or asked.get("workers") is not None
+    goal = asked.get("tuned", "throughput")
+    with_gpus = asked.get("device", "auto") != "cpu" and any(m.gpus for m in machines)
+    if named or counted or goal == "off" or with_gpus:
+        return None
+    return find_winner(Path(late.bundle), load_manifest(Path(late.bundle)), goal)
 
 
 @contextmanager

@@ -4,6 +4,8 @@ Shard k holds the vectors of the k-th so many rows. A run that finds shards of a
 that they were made by the same job from the same rows, and goes on behind them.
 """
 
+import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,9 +17,10 @@ import msgspec
 from .corpus import Corpus, Passage, printable
 from .embedder import Advance, Described, Embedded, Embedder, Say
 from .errors import InputError
-from .manifest import MANIFEST_NAME, load_manifest, sha256_of
+from .manifest import load_manifest, manifest_sha256, sha256_of
 from .portions import Portion, portions
-from .shards import Job, Shard, ShardFolder, ShardManifest, manifest_of
+from .shard_manifest import Job, Shard, ShardManifest, manifest_of
+from .shards import ShardFolder
 from .whole_file import whole_file
 
 SHARD_ROWS = 16_384
@@ -28,7 +31,7 @@ def job_of(described: Described, bundle: Path, corpus: Corpus, **chosen: object)
     manifest = load_manifest(bundle)
     found = {
         "bundle": manifest.name,
-        "bundle_sha256": sha256_of(bundle / MANIFEST_NAME),
+        "bundle_sha256": manifest_sha256(bundle),
         "bundle_path": str(bundle.resolve()),
         "similarity": manifest.similarity,
         "text_column": corpus.columns.text,
@@ -63,7 +66,7 @@ def embed_corpus(
         if complete and known_input:
             return _manifest(job, done)
         shards: dict[int, Shard] = {}
-        with _begun(folder, job, done, shards), _bad_rows_file(bad_rows) as note:
+        with _begun(folder, job, done, shards), _bad_rows_file(bad_rows, folder) as note:
             source = _noted(portions(corpus.passages(), job.shard_rows), note)
             wanted = _not_done(source, done, shards, advance)
             if complete:
@@ -103,11 +106,8 @@ def _resumed(folder: ShardFolder, job: Job, say: Say) -> tuple[dict[int, Shard],
     if found is None:
         folder.clear([])
         return {}, False
-    if differences := _differences(found.job, job):
-        raise InputError(
-            f"'{folder.path}' was made by another job: {'; '.join(differences)}. Vectors of two "
-            "jobs do not mix: give another folder, or remove this one."
-        )
+    if differences := differences_of(found.job, job):
+        raise another_job(str(folder.path), differences)
     done: dict[int, Shard] = {}
     for shard in found.shards:
         if folder.intact(shard):
@@ -156,16 +156,39 @@ def _not_done(
             yield portion
 
 
-def _differences(found: Job, asked: Job) -> list[str]:
-    """Return what differs between two jobs; input files and the bundle may have moved."""
+def another_job(folder: str, differences: list[str]) -> InputError:
+    """Return the error for a folder of another job."""
+    return InputError(
+        f"'{folder}' was made by another job: {'; '.join(differences)}. Vectors of two jobs do not "
+        "mix: ask for what was found, give another folder, or remove this one."
+    )
+
+
+def differences_of(found: Job, asked: Job) -> list[str]:
+    """Return what differs between two jobs, by option; files and bundle may have moved."""
 
     def contents(job: Job) -> list[tuple[str | None, int | None]]:
         return [(file.sha256, file.size_bytes) for file in job.inputs]
 
     names = [name for name in Job.__struct_fields__ if name not in {"inputs", "bundle_path"}]
     pairs = ((name, getattr(found, name), getattr(asked, name)) for name in names)
-    lines = [f"{name}: found {old}, asked for {new}" for name, old, new in pairs if old != new]
+    lines = [
+        f"{_OPTIONS.get(name, name)}: found {old}, asked for {new}"
+        for name, old, new in pairs
+        if old != new
+    ]
     return lines + (["the input has changed"] if contents(found) != contents(asked) else [])
+
+
+_NAMED_AS_THEIR_OPTION = (
+    *("backend", "device", "dtype", "id_column", "input_format", "max_length", "normalize"),
+    *("precision", "prompt_name", "shard_rows", "text_column"),
+)
+_OPTIONS = {name: f"--{name.replace('_', '-')}" for name in _NAMED_AS_THEIR_OPTION} | {
+    "batch_tokens": "--max-batch-tokens",
+    "dimension": "--truncate-dim",
+    "truncate": "--truncate/--error-on-truncate",
+}
 
 
 def _noted(source: Iterable[Portion], note: Callable[[Passage], None]) -> Iterator[Portion]:
@@ -205,7 +228,7 @@ def _written(folder: ShardFolder, job: Job, embedded: Embedded) -> Shard:
 
 
 @contextmanager
-def _bad_rows_file(path: Path | None) -> Iterator[Callable[[Passage], None]]:
+def _bad_rows_file(path: Path | None, folder: ShardFolder) -> Iterator[Callable[[Passage], None]]:
     """Yield what notes a row that cannot be used; the file appears when the block ends well."""
 
     def refuse(passage: Passage) -> None:
@@ -214,7 +237,9 @@ def _bad_rows_file(path: Path | None) -> Iterator[Callable[[Passage], None]]:
     if path is None:
         yield refuse
         return
-    with whole_file(path) as file:
+    # One name for each folder, which is locked: going on takes what a killed run left.
+    own = hashlib.sha256(os.fsencode(folder.path.resolve())).hexdigest()[:16]
+    with whole_file(path, partial=path.with_name(f".{path.name}.{own}.tmp")) as file:
         yield lambda passage: _note(file, passage)
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from .batcher import DynamicBatcher
 from .encoder import Encoder
 from .errors import BundleError, InputTypeError
-from .manifest import MANIFEST_NAME, load_manifest, sha256_of
+from .manifest import load_manifest, manifest_sha256
 
 ENCODER_OPTIONS = frozenset(inspect.signature(Encoder).parameters) - {"bundle"}
 
@@ -32,7 +32,7 @@ class LateEncoder(NamedTuple):
                 f"there is no option '{unknown[0]}'. An encoder is opened with: "
                 f"{', '.join(sorted(ENCODER_OPTIONS))}."
             )
-        return cls(str(folder), sha256_of(folder / MANIFEST_NAME), tuple(sorted(options.items())))
+        return cls(str(folder), manifest_sha256(folder), tuple(sorted(options.items())))
 
     def encoder(self) -> Encoder:
         """Return this process's encoder; it stays open until the process ends.
@@ -42,7 +42,9 @@ class LateEncoder(NamedTuple):
         key = (os.getpid(), self)
         with _opening:
             if key not in _opened:
-                if sha256_of(_manifest(Path(self.bundle))) != self.manifest_sha256:
+                folder = Path(self.bundle)
+                load_manifest(folder)  # whose error says more than a file that cannot be opened
+                if manifest_sha256(folder) != self.manifest_sha256:
                     raise BundleError(
                         f"'{self.bundle}' is not the same bundle here as where the work was begun. "
                         "Copy that one to every machine, at the same path."
@@ -60,11 +62,6 @@ class LateEncoder(NamedTuple):
             if key not in _batchers:
                 _batchers[key] = DynamicBatcher(encoder, max_queue_tokens=sys.maxsize)
             return _batchers[key]
-
-
-def _manifest(folder: Path) -> Path:
-    load_manifest(folder)  # whose error says more than a file that cannot be opened
-    return folder / MANIFEST_NAME
 
 
 # By process too: a fork inherits encoders whose threads it does not have. They are kept, since

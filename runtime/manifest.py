@@ -209,6 +209,11 @@ def describe_files(bundle: Path) -> tuple[FileEntry, ...]:
     )
 
 
+def manifest_sha256(bundle: Path) -> str:
+    """Return what names a bundle: the hash of its manifest, which has the hash of every file."""
+    return sha256_of(bundle / MANIFEST_NAME)
+
+
 def sha256_of(path: Path) -> str:
     """Return the sha256 of a file, in hexadecimal."""
     with path.open("rb") as file:

@@ -8,113 +8,26 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import IO
 
-import msgspec
 import numpy as np
 
-from .corpus import InputFile
 from .errors import InputError, missing_extra
 from .manifest import sha256_of
+from .shard_manifest import (
+    MANIFEST,
+    PARTIAL,
+    Job,
+    Shard,
+    ShardManifest,
+    encoded,
+    load_shard_manifest,
+)
 from .vectors import Vectors
-
-MANIFEST = "_manifest.json"
-PARTIAL = "_manifest.json.partial"
-SCHEMA_VERSION = 1
-
-Dtype = Literal["float32", "float16"]
-
-
-class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All that decides what is in a folder of vectors."""
-
-    bundle: str
-    bundle_sha256: str
-    """Of the bundle's manifest, which holds the hash of every file."""
-    bundle_path: str
-    """Where it lay, for those who search the folder on the same machine."""
-    precision: str
-    backend: str
-    device: str
-    dimension: int
-    similarity: str
-    dtype: Dtype
-    normalize: bool
-    prompt_name: str | None
-    truncate: bool | Literal["error"]
-    max_length: int
-    batch_tokens: int
-    """What is executed together decides the last digits of a vector."""
-    shard_rows: int
-    text_column: str | None
-    id_column: str | None
-    input_format: str | None
-    inputs: tuple[InputFile, ...]
-
-
-class Shard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One file of vectors. ``input_rows`` = ``rows`` + ``bad_rows``."""
-
-    file: str
-    rows: int
-    bad_rows: int
-    truncated_texts: int
-    sha256: str
-    size_bytes: int
-    input_sha256: str
-    """Of the ids and texts it was made from."""
-
-    @property
-    def number(self) -> int:
-        """Which one it is, from 0."""
-        return int(self.file.removeprefix("part-").removesuffix(".parquet"))
-
-    @property
-    def input_rows(self) -> int:
-        """Rows of the input that this shard stands for."""
-        return self.rows + self.bad_rows
-
-
-class ShardManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The contents of ``_manifest.json``. No time and no host: equal jobs give equal files."""
-
-    schema_version: int
-    job: Job
-    rows: int
-    bad_rows: int
-    truncated_texts: int
-    shards: tuple[Shard, ...]
-
-
-def manifest_of(job: Job, shards: Sequence[Shard]) -> ShardManifest:
-    """Return the manifest of a job and its shards, with the sums over them."""
-    return ShardManifest(
-        schema_version=SCHEMA_VERSION,
-        job=job,
-        rows=sum(shard.rows for shard in shards),
-        bad_rows=sum(shard.bad_rows for shard in shards),
-        truncated_texts=sum(shard.truncated_texts for shard in shards),
-        shards=tuple(shards),
-    )
-
-
-def load_shard_manifest(path: Path) -> ShardManifest:
-    """Read a manifest, finished or partial; raises ``InputError`` if it is none."""
-    try:
-        manifest = msgspec.json.decode(path.read_bytes(), type=ShardManifest)
-    except OSError as error:
-        raise InputError(f"'{path}' cannot be read: {error.strerror}.") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"'{path}' is not the manifest of a folder that corom embed made, or a newer corom's: "
-            f"{error}."
-        ) from None
-    if manifest.schema_version != SCHEMA_VERSION:
-        raise InputError(f"'{path}' has schema {manifest.schema_version}, not {SCHEMA_VERSION}.")
-    return manifest
+from .whole_file import sync_folder, whole_file
 
 
 class ShardFolder:
@@ -157,6 +70,13 @@ class ShardFolder:
                 raise InputError(f"another process writes to '{self.path}' now.") from None
             os.close(handle)
 
+    def job(self) -> Job | None:
+        """Return the job that the folder was begun by, if there is one; needs no lock."""
+        for name in (MANIFEST, PARTIAL):
+            if (self.path / name).exists():
+                return load_shard_manifest(self.path / name).job
+        return None
+
     def found(self) -> tuple[ShardManifest | None, bool]:
         """Return what an earlier run left, and whether it had finished.
 
@@ -183,14 +103,13 @@ class ShardFolder:
 
     def save(self, manifest: ShardManifest) -> None:
         """Note what is done so far."""
-        encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
-        with self._replacing(PARTIAL) as path:
-            path.write_bytes(encoded + b"\n")
+        with self._new(PARTIAL) as file:
+            file.write(encoded(manifest))
 
     def finish(self) -> None:
         """Give the manifest its name: from now on the folder is complete."""
         (self.path / PARTIAL).replace(self.path / MANIFEST)
-        _sync(self.path)
+        sync_folder(self.path)
 
     def forget(self) -> None:
         """Remove the manifest of a job that wrote nothing."""
@@ -213,24 +132,16 @@ class ShardFolder:
         embedding = arrow.FixedSizeListArray.from_arrays(values, vectors.shape[1])
         table = arrow.table({"id": ids, "embedding": embedding})
         name = shard_name(number)
-        with self._replacing(name) as path:
+        with self._new(name) as file:
             # Vectors neither compress nor repeat; statistics of single values mean nothing.
             parquet.write_table(
-                table, path, compression="none", use_dictionary=False, write_statistics=["id"]
+                table, file, compression="none", use_dictionary=False, write_statistics=["id"]
             )
         return self.path / name
 
-    @contextmanager
-    def _replacing(self, name: str) -> Iterator[Path]:
-        """Yield a path to write to, which gets its name when it is whole and on the disk."""
-        partial = self.path / f".{name}.tmp"
-        try:
-            yield partial
-            _sync(partial)
-            partial.replace(self.path / name)
-            _sync(self.path)
-        finally:
-            partial.unlink(missing_ok=True)
+    def _new(self, name: str) -> AbstractContextManager[IO[bytes]]:
+        """Return a file to write; the folder's lock keeps others from its temporary name."""
+        return whole_file(self.path / name, partial=self.path / f".{name}.tmp", sync=True)
 
 
 _SHARD = re.compile(r"part-\d{5,}\.parquet$")
@@ -249,12 +160,3 @@ def texts_sha256(keys: Sequence[str | int], texts: Sequence[str]) -> str:
         for part in (str(key).encode(), text.encode()):
             digest.update(len(part).to_bytes(8) + part)
     return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -12,7 +12,7 @@ import msgspec
 from .cache import cache_root
 from .cpus import available_cpus, cpu_model
 from .errors import InputError
-from .manifest import MANIFEST_NAME, Manifest, Precision, sha256_of
+from .manifest import Manifest, Precision, manifest_sha256
 from .packages import installed_version
 from .whole_file import whole_file
 
@@ -87,7 +87,7 @@ def find_winner(bundle: Path, manifest: Manifest, goal: Goal) -> Winner | None:
     kept = _read(file)
     if not kept:
         return None
-    sha256, machine = bundle_key(bundle), this_machine()
+    sha256, machine = manifest_sha256(bundle), this_machine()
     for tuning in kept:
         if (tuning.bundle, tuning.machine) == (sha256, machine):
             winner: Winner = getattr(tuning, goal)
@@ -96,11 +96,6 @@ def find_winner(bundle: Path, manifest: Manifest, goal: Goal) -> Winner | None:
     why = f"another machine ({same[0]}; this is {machine})" if same else "another export of it"
     logger.warning("%s was tuned for %s: ignored. Run: corom tune %s", manifest.name, why, bundle)
     return None
-
-
-def bundle_key(bundle: Path) -> str:
-    """Return what names a bundle in the cache: it changes with every file of it."""
-    return sha256_of(bundle / MANIFEST_NAME)
 
 
 def _read(file: Path) -> list[Tuning]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from .errors import BundleError, InputError, missing_extra
 from .manifest import sha256_of
-from .shards import MANIFEST, Job, load_shard_manifest
+from .shard_manifest import MANIFEST, Job, load_shard_manifest
 from .vectors import Vectors, normalize
 
 QUERY_BLOCK, PASSAGE_BLOCK = 256, 8192
@@ -110,12 +110,12 @@ def _best(queries: Vectors, passages: Vectors, k: int) -> tuple[Vectors, npt.NDA
     first = max(k, min(len(passages), PASSAGE_BLOCK))
     new = queries @ passages[:first].T
     worst = np.partition(new, first - k, axis=1)[:, first - k, None]
-    rows, places = np.nonzero(new >= worst)  # with all that are as good as the worst that is kept
+    rows, places = _where(new >= worst)  # with all that are as good as the worst that is kept
     scores, kept = _first_k(rows, new[rows, places], places, k)
     for start in range(first, len(passages), PASSAGE_BLOCK):
         new = queries @ passages[start : start + PASSAGE_BLOCK].T
         # Few beat the worst that is kept, and comparing is much faster than partitioning.
-        rows, places = np.nonzero(new > scores[:, -1:])
+        rows, places = _where(new > scores[:, -1:])
         scores, kept = _first_k(
             np.concatenate([np.repeat(np.arange(len(queries)), k), rows]),
             np.concatenate([scores.reshape(-1), new[rows, places]]),
@@ -123,6 +123,12 @@ def _best(queries: Vectors, passages: Vectors, k: int) -> tuple[Vectors, npt.NDA
             k,
         )
     return scores, kept
+
+
+def _where(chosen: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Return rows and columns of what is true, as np.nonzero does, whose way over 2-D is slow."""
+    rows, places = np.divmod(np.flatnonzero(chosen), chosen.shape[1])
+    return rows, places
 
 
 def _first_k(

@@ -9,19 +9,46 @@ from typing import IO
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """Yield a file to write; it gets its name when the block ends without an error."""
-    with tempfile.NamedTemporaryFile(
-        dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
+def whole_file(
+    path: Path, *, partial: Path | None = None, sync: bool = False
+) -> Iterator[IO[bytes]]:
+    """Yield a file to write; it gets its name when the block ends without an error.
+
+    ``partial``: what it is called until then, for one writer at a time, who then finds and replaces
+    what it left when it was killed; None takes a name that nobody else has. ``sync``: have content
+    and name on the disk when this returns.
+    """
+    with _opened(path, partial) as file:
         partial = Path(file.name)
         try:
             yield file
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
             file.close()
-            share_as_usual(partial)
             partial.replace(path)
+            if sync:
+                sync_folder(path.parent)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def _opened(path: Path, partial: Path | None) -> IO[bytes]:
+    if partial is None:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        partial = Path(name)
+        share_as_usual(partial)
+    return partial.open("wb")
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def share_as_usual(path: Path) -> None:

@@ -19,11 +19,11 @@ from corom.benchmarks.tuning import Measured, Way, finalists, measure, pareto_fr
 from corom.runtime import Encoder, load_manifest
 from corom.runtime.errors import InputError
 from corom.runtime.golden import GOLDEN_NAME, Golden, load_golden, save_golden
+from corom.runtime.manifest import manifest_sha256
 from corom.runtime.tuning import (
     TUNING_VERSION,
     Tuning,
     Winner,
-    bundle_key,
     find_winner,
     save_tuning,
     this_machine,
@@ -49,7 +49,7 @@ def winner(**changes: Any) -> Winner:
 
 def tuning(folder: Path, **changes: Any) -> Tuning:
     fields: dict[str, Any] = {
-        "version": TUNING_VERSION, "bundle": bundle_key(folder), "machine": this_machine(),
+        "version": TUNING_VERSION, "bundle": manifest_sha256(folder), "machine": this_machine(),
         "min_cosine": 0.999, "latency": winner(), "throughput": winner(workers=2),
     }  # fmt: skip
     return Tuning(**fields | changes)

@@ -171,7 +171,7 @@ def test_ray_goes_on_where_another_stopped_and_names_the_text_it_refuses(
     (folder / "part-00030.parquet").unlink()
     done = corom(*command(folder, *RAY))
     assert "part-00030.parquet is not as it was written" in done.stderr
-    assert "Going on: 1,499 vectors" in done.stderr
+    assert "Going on: 2,949 vectors" in done.stderr
     assert contents(folder) == whole
 
 
@@ -265,6 +265,13 @@ def test_workers_and_threads(
     machines: list[Machine], workers: int | None, threads: int | None, device: str, team: Team
 ) -> None:
     assert plan_team(machines, workers, threads, device) == team
+
+
+def test_a_worker_that_executes_several_batches_at_once_takes_a_cpu_for_each() -> None:
+    assert plan_team(ONE, None, None, "cpu", 2) == Team(1, 4, 0, 2)
+    assert plan_team(ONE, 4, None, "cpu", 2).cpus == 2
+    with pytest.raises(InputError, match="8 workers of 2 threads do not fit"):
+        plan_team(ONE, 8, None, "cpu", 2)
 
 
 @pytest.mark.parametrize(

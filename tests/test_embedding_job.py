@@ -20,7 +20,8 @@ import pyarrow.parquet
 import pytest
 
 from corom.runtime import Encoder, VectorIndex, search
-from corom.runtime.manifest import sha256_of
+from corom.runtime.manifest import load_manifest, manifest_sha256, sha256_of
+from corom.runtime.tuning import TUNING_VERSION, Tuning, Winner, save_tuning, this_machine
 
 Corom = Callable[..., subprocess.CompletedProcess[str]]
 Start = Callable[..., subprocess.Popen[str]]
@@ -171,12 +172,12 @@ def test_a_damaged_shard_is_made_again(
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--normalize"], "normalize: found False, asked for True"),
-        (["--dtype", "float16"], "dtype: found float32, asked for float16"),
-        (["--max-length", "64"], "max_length: found 128, asked for 64"),
-        (["--truncate-dim", "8"], "dimension: found 48, asked for 8"),
-        (["--shard-rows", "50"], "shard_rows: found 100, asked for 50"),
-        (["--max-batch-tokens", "64"], "asked for 64"),
+        (["--normalize"], "--normalize: found False, asked for True"),
+        (["--dtype", "float16"], "--dtype: found float32, asked for float16"),
+        (["--max-length", "64"], "--max-length: found 128, asked for 64"),
+        (["--truncate-dim", "8"], "--truncate-dim: found 48, asked for 8"),
+        (["--shard-rows", "50"], "--shard-rows: found 100, asked for 50"),
+        (["--max-batch-tokens", "64"], "--max-batch-tokens: found 512, asked for 64"),
     ],
 )
 def test_another_job_is_refused(
@@ -325,6 +326,86 @@ def test_passages_get_the_prompt_of_passages(
     assert manifest["job"]["prompt_name"] == "passage"
 
 
+def tune(bundle: Path, cache: Path, **changes: Any) -> None:
+    """Note a winner for this machine, as `corom tune` would."""
+    fields: dict[str, Any] = {
+        "backend": "openvino", "precision": "fp32", "threads": 1, "workers": 1,
+        "batch_tokens": 4096, "cosine_min": 1.0, "p50_ms": 1.0, "texts_per_second": 1.0,
+    }  # fmt: skip
+    winner = Winner(**fields | changes)
+    tuning = Tuning(
+        version=TUNING_VERSION,
+        bundle=manifest_sha256(bundle),
+        machine=this_machine(),
+        min_cosine=0.99,
+        latency=winner,
+        throughput=winner,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COROM_CACHE", str(cache))
+        save_tuning(load_manifest(bundle), tuning)
+
+
+def unfinished(folder: Path) -> None:
+    """Leave a folder as a job does that was killed before its last shard."""
+    (folder / "_manifest.json").rename(folder / "_manifest.json.partial")
+    sorted(folder.glob("part-*"))[-1].unlink()
+
+
+@pytest.mark.parametrize("begun_tuned", [False, True])
+def test_what_auto_chose_stays_chosen(
+    corom: Corom,
+    tiny_bundle: Path,
+    corpus: Path,
+    tmp_path: Path,
+    offline_environment: dict[str, str],
+    begun_tuned: bool,
+) -> None:
+    tune(tiny_bundle, tmp_path / "cache")
+    untuned = offline_environment | {"COROM_CACHE": str(tmp_path / "none")}
+    tuned = offline_environment | {"COROM_CACHE": str(tmp_path / "cache")}
+    first, then = (tuned, untuned) if begun_tuned else (untuned, tuned)
+    columns = ("--text-column", "2", "--id-column", "1", "--shard-rows", "500")
+    command = ["embed", tiny_bundle, "-i", corpus, "-o", tmp_path / "v", *columns]
+    done = corom(*command, env=first)
+    choice = "fp32 by openvino on cpu" if begun_tuned else "fp32 by onnxruntime on cpu"
+    assert f"tiny: {choice}" in done.stderr
+    finished = contents(tmp_path / "v")
+    unfinished(tmp_path / "v")
+    done = corom(*command, env=then)
+    assert done.returncode == 0, done.stderr
+    assert f"tiny: {choice}\n" in done.stderr
+    assert "Going on: 1,500 vectors" in done.stderr
+    assert contents(tmp_path / "v") == finished
+    job = json.loads((tmp_path / "v" / "_manifest.json").read_bytes())["job"]
+    assert job["batch_tokens"] == (4096 if begun_tuned else 512)
+    other = "onnxruntime" if begun_tuned else "openvino"
+    done = corom(*command, "--backend", other, env=then)
+    assert done.returncode == 2
+    assert f"--backend: found {job['backend']}, asked for {other}" in done.stderr
+    assert contents(tmp_path / "v") == finished
+
+
+def test_rows_left_out_before_a_kill_are_not_lost(
+    start: Start, corom: Corom, tiny_bundle: Path, corpus: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "in.tsv"
+    source.write_bytes(b"p0\n" + corpus.read_bytes().replace(b"p0\t", b"x0\t", 1))
+    notes, folder = tmp_path / "bad.jsonl", tmp_path / "v"
+    command = ["embed", tiny_bundle, "-i", source, "-o", folder, *OPTIONS, "--bad-rows", notes]
+    with start(*command) as process:
+        while not (folder / "part-00001.parquet").exists():
+            assert process.poll() is None
+            time.sleep(0.002)
+        process.kill()
+        process.communicate()
+    assert not notes.exists()
+    assert len(list(tmp_path.glob(".bad.jsonl.*"))) == 1
+    assert corom(*command).returncode == 0
+    assert [json.loads(line)["row"] for line in notes.read_text().splitlines()] == [1]
+    assert {path.name for path in tmp_path.iterdir()} == {"in.tsv", "bad.jsonl", "v"}
+
+
 def test_a_full_disk_leaves_whole_shards_and_the_job_goes_on(
     corom: Corom, tiny_bundle: Path, corpus: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -433,6 +514,7 @@ def test_half_precision_halves_the_vectors(
         (["-i", "a.txt", "-o", "v.csv"], "must be a folder, or must end in one of: .npy"),
         (["-i", "a.txt", "-o", "a.txt"], "must be a folder"),
         (["-i", "a.txt", "-o", "none/v"], "there is no folder 'none'"),
+        (["-i", "a.txt", "-o", "s3://bucket/v"], "output 's3://bucket/v' is a URL"),
         (["-i", "a.txt", "-o", "v.npy", "--bad-rows", "b"], "--bad-rows is for a folder"),
         (["-i", "a.txt", "--dtype", "float16"], "--dtype is for a folder"),
         (["-i", "a.tsv", "-o", "v.npy", "--id-column", "id"], "holds no ids"),

@@ -1,9 +1,13 @@
 """Rows out of files of every kind: what is there comes out, what cannot be used says why."""
 
 import csv
+import errno
 import gzip
 import json
+import subprocess
+import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pyarrow as arrow
@@ -15,6 +19,7 @@ from pyarrow import parquet
 from corom.runtime.corpus import Corpus
 from corom.runtime.errors import InputError
 from corom.runtime.rows import BadRow, Columns, Row, read_rows
+from corom.runtime.seen_ids import SeenIds
 
 RECORDS = [("a1", "头痛怎么办"), ("a2", ""), ('b,"3', "两行吗\u2028 不是"), ("4", '🤒 "CT" 12mg')]
 NAMED = Columns("passage", "pid")
@@ -274,3 +279,32 @@ def test_a_file_without_the_columns_of_the_others_is_named(tmp_path: Path) -> No
     (tmp_path / "b.tsv").write_text("key\tpassage\n1\tx\n", "utf-8")
     with pytest.raises(InputError, match=r"b.tsv' has no column 'pid'; it has: key, passage"):
         Corpus([f"{tmp_path}/*.tsv"], NAMED).survey()
+
+
+def test_ids_are_compared_whole_and_memory_stays_where_it_is() -> None:
+    with closing(SeenIds()) as seen:
+        assert [seen.add(key) for key in ("a", "b", "a", "A", "", "a\0", "a ", "")] == [
+            *(True, True, False, True, True, True, True, False)
+        ]
+    program = (
+        "import resource\n"
+        "from corom.runtime.seen_ids import SeenIds\n"
+        "seen, peak = SeenIds(), []\n"
+        "for n in range(600_000):\n"
+        "    assert seen.add(f'{n * 7919 % 600_011:0150}')\n"
+        "    if n in (250_000, 599_999):\n"
+        "        peak.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+        "assert not seen.add(f'{7919:0150}')\n"
+        "print(peak[1] / peak[0])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert float(done.stdout) < 1.1  # 90 MB of ids, of which 64 are in memory
+
+
+def test_a_disk_without_room_for_ids_is_said() -> None:
+    with closing(SeenIds()) as seen:
+        seen._ids.execute("PRAGMA max_page_count = 3")
+        with pytest.raises(OSError, match="full") as raised:
+            any(not seen.add(str(number)) for number in range(10_000))
+    assert raised.value.errno == errno.ENOSPC
+    assert "TMPDIR" in str(raised.value.filename)
