@@ -19,6 +19,7 @@ from corom.runtime.manifest import (
 )
 from corom.runtime.packages import installed_version
 from corom.runtime.sidecar import Flavour, mismatches, sidecar_path
+from corom.runtime.staging import staged
 
 from .calibration import BETTER_YOUR_OWN, read_calibration_texts
 from .checkpoint import Checkpoint, load_checkpoint
@@ -46,7 +47,6 @@ from .recipe import Recipe
 from .reference import Reference
 from .rungs import GRAPHS, make_rungs, prove_variants, require_rungs
 from .sources import resolve_source
-from .staging import staged
 
 TOOLS = ("corom", "onnx", "onnxruntime", "openvino", "tokenizers", "torch", "transformers")
 

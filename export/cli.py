@@ -9,9 +9,12 @@ import msgspec
 from rich.console import Console
 
 from corom.runtime.cli_options import json_option
+from corom.runtime.cli_triton import say_written
 from corom.runtime.errors import missing_extra
 from corom.runtime.manifest import Manifest
 from corom.runtime.parity_table import parity_table, variant_rows
+from corom.runtime.triton_options import TritonEncoder, TritonOptions
+from corom.runtime.triton_repository import require_place, write_repository
 
 
 @click.command()
@@ -65,16 +68,32 @@ from corom.runtime.parity_table import parity_table, variant_rows
     help="Texts like those to come, one a line, that int8 is fitted to; default: those that come "
     "with corom.",
 )
+@click.option(
+    "--triton",
+    type=click.Path(path_type=Path),
+    metavar="REPO",
+    help="Write a model repository for NVIDIA Triton too, of the TensorRT engine if one is built, "
+    "else for its Python backend; `corom triton` has the choices.",
+)
 @click.option("--revision", help="Revision of a modelscope: or hf: source.")
 @click.option("--offline", is_flag=True, help="Use only what was fetched before.")
-@click.option("--overwrite", is_flag=True, help="Replace what is at BUNDLE.")
+@click.option("--overwrite", is_flag=True, help="Replace what is at BUNDLE and REPO.")
 @json_option
-def export(source: str, output: Path, pooling: str, as_json: bool, **options: Any) -> None:  # noqa: ANN401
+def export(
+    source: str,
+    output: Path,
+    pooling: str,
+    triton: Path | None,
+    as_json: bool,
+    **options: Any,  # noqa: ANN401  # typed by export_bundle
+) -> None:
     """Turn SOURCE into a bundle that is proven equal to torch before it is published.
 
     SOURCE: a folder, a recipe name or .toml file, modelscope:ID or hf:ID.
     """
     _require_packages()
+    if triton is not None:  # before minutes of work
+        require_place(output, triton, overwrite=options["overwrite"])
     from .bundle import export_bundle
     from .errors import RungError
 
@@ -99,6 +118,12 @@ def export(source: str, output: Path, pooling: str, as_json: bool, **options: An
             _report(error.manifest, output, as_json=as_json)
             raise
     _report(manifest, output, as_json=as_json)
+    if triton is not None:
+        encoder: TritonEncoder = "tensorrt" if "tensorrt" in options["engines"] else "python"
+        serving = write_repository(
+            output, triton, TritonOptions(encoder=encoder), overwrite=options["overwrite"]
+        )
+        say_written(serving, triton)
 
 
 def _require_packages() -> None:

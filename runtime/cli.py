@@ -28,6 +28,7 @@ COMMANDS = {
     "score": ("corom.runtime.cli_score", "Score sentences against one sentence."),
     "serve": ("corom.runtime.cli_serve", "Serve a bundle over HTTP."),
     "inspect": ("corom.runtime.cli_inspect", "Show what a bundle holds and what runs here."),
+    "triton": ("corom.runtime.cli_triton", "Write a model repository for NVIDIA Triton."),
     "verify": ("corom.runtime.cli_verify", "Check a bundle's files and vectors on this machine."),
     "tune": ("corom.benchmarks.cli_tune", "Find what is fastest here, and have auto use it."),
     "bench": ("corom.benchmarks.cli", "Measure latency, throughput, retrieval and peers."),

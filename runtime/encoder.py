@@ -215,6 +215,13 @@ class Encoder:
         self._refuse_if_closed()
         return self._backend.run(batch)
 
+    def encode_tokens(self, tokens: Tokens) -> Vectors:
+        """Return the un-normalized vectors (N, H) of N texts that are token ids already."""
+        self._refuse_if_closed()
+        vectors = np.empty((len(tokens.ids), self.dimension), np.float32)
+        self._execute(tokens, vectors, None)
+        return vectors
+
     def encode_together(self, texts: list[str]) -> Vectors:
         """Return the un-normalized vectors of texts executed as one batch, padded to the longest.
 

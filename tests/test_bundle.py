@@ -209,7 +209,7 @@ def test_of_two_exports_to_one_folder_exactly_one_succeeds(
     for thread in threads:
         thread.join()
     assert sorted(said) == [0, 2], said
-    assert "another export published" in said[2] or "exists. Choose another" in said[2]
+    assert "another process published" in said[2] or "exists. Choose another" in said[2]
     assert [p.name for p in tmp_path.iterdir()] == ["b"]
     assert corom("verify", tmp_path / "b").returncode == 0
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from corom.export.staging import staged
 from corom.runtime.errors import InputError
 from corom.runtime.manifest import MANIFEST_NAME
+from corom.runtime.staging import staged
 
 
 def fill(folder: Path, content: str = "new") -> None:
@@ -95,7 +95,7 @@ def test_what_is_there_is_refused_before_the_work(tmp_path: Path, kind: str) -> 
 def test_the_second_of_two_is_discarded(tmp_path: Path) -> None:
     output = tmp_path / "bundle"
     with (  # noqa: PT012
-        pytest.raises(InputError, match="another export published .* first"),
+        pytest.raises(InputError, match="another process published .* first"),
         staged(output, overwrite=False) as second,
     ):
         with staged(output, overwrite=False) as first:
@@ -137,7 +137,7 @@ def test_overwrite_replaces_nothing_but_a_bundle(tmp_path: Path, kind: str) -> N
         output.symlink_to(tmp_path / "thesis.txt")
     before = tree(tmp_path)
     with (
-        pytest.raises(InputError, match="is not a bundle, and --overwrite replaces bundles only"),
+        pytest.raises(InputError, match="is not a bundle, and --overwrite replaces nothing else"),
         staged(output, overwrite=True),
     ):
         pytest.fail("the work began")

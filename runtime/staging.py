@@ -1,4 +1,4 @@
-"""A bundle appears whole or not at all: built in a temporary folder, published by one rename."""
+"""A folder appears whole or not at all: built in a temporary one, published by one rename."""
 
 import errno
 import os
@@ -7,22 +7,33 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
-from corom.runtime.errors import InputError
-from corom.runtime.manifest import MANIFEST_NAME
-from corom.runtime.whole_file import share_as_usual
+from .errors import InputError
+from .manifest import MANIFEST_NAME
+from .whole_file import share_as_usual
+
+
+class Kind(NamedTuple):
+    """What is published: what a message calls it, and the file that shows that one is there."""
+
+    noun: str
+    marker: str
+
+
+BUNDLE = Kind("bundle", MANIFEST_NAME)
 
 
 @contextmanager
-def staged(output: Path, *, overwrite: bool) -> Iterator[Path]:
+def staged(output: Path, *, overwrite: bool, kind: Kind = BUNDLE) -> Iterator[Path]:
     """Yield a temporary folder beside ``output`` that becomes ``output`` if the block succeeds.
 
     If the block fails, or is interrupted, nothing is left behind. Raises ``InputError`` if there
-    is something at ``output``, before the work and again if another export came first;
-    ``overwrite`` replaces a bundle, nothing else.
+    is something at ``output``, before the work and again if another process came first;
+    ``overwrite`` replaces what is of this ``kind``, nothing else.
     """
     output = Path(os.path.abspath(output))  # noqa: PTH100  # resolve() would follow a link
-    _refuse_occupied(output, overwrite=overwrite)
+    refuse_occupied(output, overwrite=overwrite, kind=kind)
     file = next((folder for folder in output.parents if folder.is_file()), None)
     if file is not None:
         raise InputError(f"'{file}' is a file; '{output.name}' needs a folder to be in.")
@@ -43,17 +54,18 @@ def staged(output: Path, *, overwrite: bool) -> Iterator[Path]:
             _remove_empty(created)
 
 
-def _refuse_occupied(output: Path, *, overwrite: bool) -> None:
+def refuse_occupied(output: Path, *, overwrite: bool, kind: Kind = BUNDLE) -> None:
+    """Raise ``InputError`` if there is something at ``output`` that may not be replaced."""
     if not output.is_symlink() and (not output.exists() or _is_empty_folder(output)):
         return
     if not overwrite:
         raise InputError(
             f"'{output}' exists. Choose another folder, or replace it with --overwrite."
         )
-    if not (output / MANIFEST_NAME).is_file():
+    if not (output / kind.marker).is_file():
         raise InputError(
-            f"'{output}' is not a bundle, and --overwrite replaces bundles only. Choose another "
-            "folder, or remove it first."
+            f"'{output}' is not a {kind.noun}, and --overwrite replaces nothing else. Choose "
+            "another folder, or remove it first."
         )
 
 
@@ -66,7 +78,7 @@ def _publish(staging: Path, output: Path, *, overwrite: bool) -> None:
     except OSError as error:
         if error.errno in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
             raise InputError(
-                f"another export published '{output}' first; this one was discarded."
+                f"another process published '{output}' first; this one was discarded."
             ) from None
         raise
 
