@@ -38,8 +38,9 @@ class DynamicBatcher:
     ``max_batch_tokens``: upper bound of rows × padded length of a batch; None takes the encoder's.
     ``max_wait_us``: how long a busy worker may wait for a batch to fill up, counted from its oldest
     text; an idle one takes what is there at once. ``max_queue_tokens``: tokens that may wait; a
-    call beyond that is refused with ``Overloaded``. ``max_queue_s``: seconds a text may wait before
-    it is given up with ``Overloaded``; None for no limit.
+    call beyond that is refused with ``Overloaded``. ``max_queue_s``: likewise, seconds
+    that all that waits may take at the pace measured; a text that has waited for others longer than
+    that after all is given up with ``Overloaded``. None for no limit.
 
     The encoder stays the caller's; closing it closes its batchers first.
     """
@@ -56,19 +57,20 @@ class DynamicBatcher:
         self.encoder = encoder
         self._plain = check_options(encoder.manifest)
         tokens = encoder.batch_tokens if max_batch_tokens is None else max_batch_tokens
+        # On a GPU one packs its batch while another's is executed.
+        workers = 2 if encoder.device == "cuda" else encoder.workers
         self._exchange = Exchange(
             positive("max_batch_tokens", tokens),
             not_negative("max_wait_us", max_wait_us) / 1e6,
             positive("max_queue_tokens", max_queue_tokens),
             None if max_queue_s is None else not_negative("max_queue_s", max_queue_s),
+            workers,
         )
         self._process = os.getpid()
         self._close_now = lambda: self._close("the encoder was closed.", drain=False)
         self._stay_open = encoder.before_close(self._close_now)
         atexit.register(self._close_now)
-        # On a GPU one packs its batch while another's is executed.
-        count = 2 if encoder.device == "cuda" else encoder.workers
-        self._workers = Workers(self._exchange, encoder.run, count)
+        self._workers = Workers(self._exchange, encoder.run, workers)
 
     def submit(
         self, text: str, *, timeout: float | None = None, **options: Unpack[TextOptions]

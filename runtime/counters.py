@@ -7,7 +7,7 @@ SIZE_BUCKETS = 20
 
 
 class Counters(NamedTuple):
-    """A batcher's counters at one moment. All but the first three only grow."""
+    """A batcher's counters at one moment. All but the first three and the last only grow."""
 
     waiting_texts: int
     waiting_tokens: int
@@ -38,6 +38,8 @@ class Counters(NamedTuple):
     """Batches by their texts: item k counts those below 2**k that no item before it counts."""
     token_sizes: tuple[int, ...]
     """Batches by their tokens, without padding, likewise."""
+    tokens_per_s: float | None
+    """Tokens a second that the last batches were executed at; None before the first."""
 
 
 class Tally:
@@ -69,8 +71,8 @@ class Tally:
         self.sizes[min(texts.bit_length(), SIZE_BUCKETS - 1)] += 1
         self.token_sizes[min(tokens.bit_length(), SIZE_BUCKETS - 1)] += 1
 
-    def snapshot(self, running_texts: int) -> Counters:
+    def snapshot(self, running_texts: int, tokens_per_s: float | None) -> Counters:
         """Return what was counted so far."""
         lists = {name: tuple(getattr(self, name)) for name in ("waits", "sizes", "token_sizes")}
         counted = vars(self) | lists
-        return Counters(running_texts=running_texts, **counted)
+        return Counters(running_texts=running_texts, tokens_per_s=tokens_per_s, **counted)

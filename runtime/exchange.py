@@ -18,6 +18,34 @@ SWEEP_SECONDS = 0.01
 """How often all that waits is searched for what expired."""
 
 
+PIECES = 2
+"""Pieces of one call that wait at a time: what its own texts wait for is not held against it."""
+TRY_LATER = "Try again later, or elsewhere."
+
+
+class Pace:
+    """How fast batches were executed of late."""
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._tokens = self._seconds = 0.0
+
+    def note(self, tokens: int, seconds: float) -> None:
+        """Note a batch. Half of the measure is what the last seven batches were."""
+        self._tokens = 0.9 * self._tokens + tokens
+        self._seconds = 0.9 * self._seconds + seconds
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Tokens a second of all workers; None until a batch was executed."""
+        return self._workers * self._tokens / self._seconds if self._seconds > 0 else None
+
+    def seconds(self, tokens: int) -> float | None:
+        """Return how long so many tokens will take; None if it is not known yet."""
+        pace = self.tokens_per_s
+        return None if pace is None else tokens / pace
+
+
 class Exchange:
     """Requests that wait, those that are being computed, and their counters."""
 
@@ -27,9 +55,11 @@ class Exchange:
         max_wait_s: float,
         max_queue_tokens: int,
         max_queue_s: float | None = None,
+        workers: int = 1,
     ) -> None:
         self._max_wait_s, self._max_queue_tokens = max_wait_s, max_queue_tokens
         self._max_queue_s = float("inf") if max_queue_s is None else max_queue_s
+        self._pace = Pace(workers)
         self._waiting = Waiting(batch_tokens)
         self._changed = threading.Condition(threading.Lock())
         self._running: dict[threading.Thread, Chosen] = {}
@@ -47,13 +77,10 @@ class Exchange:
             if self._closed is not None:
                 raise CoromError(self._closed)
             waiting = tally.waiting_tokens + request.waiting_tokens
-            if waiting > self._max_queue_tokens and tally.waiting_texts and not even_if_full:
-                tally.overloaded += 1
-                raise Overloaded(
-                    f"{tally.waiting_tokens} tokens wait already and this call has "
-                    f"{request.waiting_tokens}; max_queue_tokens is {self._max_queue_tokens}. "
-                    "Try again later, or elsewhere."
-                )
+            if tally.waiting_texts and not even_if_full:
+                self._refuse_if_full(waiting, request)
+            if (own_s := self._pace.seconds(request.waiting_tokens)) is not None:
+                request.patience_s = self._max_queue_s + PIECES * own_s
             tally.waiting_tokens = waiting
             tally.waiting_texts += request.waiting_texts
             self._waiting.add(request)
@@ -96,6 +123,7 @@ class Exchange:
         usages = {request.usage for request, _ in chosen.texts}
         with self._changed:
             self._tally.run_seconds += seconds
+            self._pace.note(sum(map(len, chosen.ids)), seconds)
             for usage in usages:
                 if usage is not None:
                     usage.inference_s += seconds
@@ -139,7 +167,23 @@ class Exchange:
         """Return what was counted so far."""
         with self._changed:
             running = sum(len(chosen.texts) for chosen in self._running.values())
-            return self._tally.snapshot(running)
+            return self._tally.snapshot(running, self._pace.tokens_per_s)
+
+    def _refuse_if_full(self, waiting: int, request: Request) -> None:
+        """Raise ``Overloaded`` if too much waits, in tokens or in the time that they will take."""
+        tally = self._tally
+        wait_s = self._pace.seconds(tally.waiting_tokens) or 0.0
+        if waiting > self._max_queue_tokens:
+            limit = f"max_queue_tokens is {self._max_queue_tokens}"
+        elif wait_s > self._max_queue_s:
+            limit = f"they take {wait_s:.1f} s, and max_queue_s is {self._max_queue_s:g}"
+        else:
+            return
+        tally.overloaded += 1
+        raise Overloaded(
+            f"{tally.waiting_tokens} tokens wait already and this call has "
+            f"{request.waiting_tokens}; {limit}. {TRY_LATER}"
+        )
 
     def _wait_for_more(self) -> None:
         until = self._waiting.asked() + self._max_wait_s
@@ -179,7 +223,7 @@ class Exchange:
         for request in requests:
             waited_s = now - request.asked
             late = request.deadline is not None and request.deadline <= now
-            if request.dropped or not (late or waited_s >= self._max_queue_s):
+            if request.dropped or not (late or waited_s >= request.patience_s):
                 continue
             self._tally.expired += 1
             self._give_up(request)
@@ -188,8 +232,8 @@ class Exchange:
                 error = DeadlineExceeded(f"the deadline passed after {waited_s:.3f} s of waiting.")
             else:
                 error = Overloaded(
-                    f"a text waited {waited_s:.3f} s, and none may wait longer than "
-                    f"{self._max_queue_s:g} s (max_queue_s). Try again later, or elsewhere."
+                    f"a text waited {waited_s:.3f} s for others; max_queue_s is "
+                    f"{self._max_queue_s:g}. {TRY_LATER}"
                 )
             expired.append((request, error))
 

@@ -69,6 +69,7 @@ class Request:
         "future",
         "loop",
         "missing",
+        "patience_s",
         "rows",
         "tokens",
         "usage",
@@ -94,6 +95,8 @@ class Request:
         self.asked = time.monotonic()
         self.deadline = deadline
         """On ``time.monotonic``, as ``asked`` is."""
+        self.patience_s = float("inf")
+        """How long it waits before it is given up."""
         self.dropped = False
         """Nobody wants the answer any more."""
         count = len(tokens.ids)

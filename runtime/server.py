@@ -7,7 +7,7 @@ stands before all routes; `server_service.py` holds the encoder.
 import time
 from collections.abc import Awaitable, Callable
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from starlette.applications import Starlette
@@ -25,6 +25,7 @@ from .server_errors import Refusal, not_ready, overloaded
 from .server_gate import Key, Record, refuse
 from .server_metrics import Metrics
 from .server_openai import EmbeddingsRequest, embeddings_reply, models_reply
+from .server_openapi import openapi
 from .server_service import Service
 from .server_tei import (
     DecodeRequest,
@@ -41,6 +42,9 @@ from .server_tei import (
 )
 from .server_texts import options_of, texts_of
 
+if TYPE_CHECKING:
+    from .server_tracing import Tracing  # needs packages that only --otlp-endpoint needs
+
 Endpoint = Callable[[Request], Awaitable[Response]]
 TOKENIZE_CHARACTERS = 65_536
 """What /tokenize takes at once; every token becomes an object of JSON."""
@@ -49,9 +53,9 @@ TOKENIZE_CHARACTERS = 65_536
 class Routes:
     """The endpoints, over one service."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, metrics: Metrics) -> None:
         self._service, self._settings = service, service.settings
-        self.metrics = Metrics(service)
+        self._exposition = metrics.exposition
         self._started = int(time.time())
 
     def table(self) -> list[Route]:
@@ -73,6 +77,7 @@ class Routes:
             "/health/ready": self._ready,
             "/health/live": self._live,
             "/metrics": self._metrics,
+            "/openapi.json": self._openapi,
         }
         return [
             *(Route(p, self._post(kind, f), methods=["POST"]) for p, (kind, f) in posts.items()),
@@ -224,9 +229,20 @@ class Routes:
         words = {"starting": "the model is still loading.", "draining": "the server is ending."}
         raise not_ready(words[self._service.state])
 
+    async def _openapi(self, _request: Request) -> Response:
+        self._refuse_unless_open()
+        encoder = self._service.encoder
+        document = openapi(
+            vocabulary_size=encoder.tokenizer.vocabulary_size,
+            dimension=encoder.dimension,
+            prompts=list(encoder.manifest.prompts),
+            needs_key=bool(self._settings.api_keys),
+        )
+        return _json(document)
+
     async def _metrics(self, _request: Request) -> Response:
         kind = "text/plain; version=0.0.4; charset=utf-8"
-        return Response(self.metrics.exposition(), media_type=kind)
+        return Response(self._exposition(), media_type=kind)
 
     # ---
 
@@ -257,10 +273,10 @@ class Routes:
             raise not_ready("the model is still loading.")
 
 
-def build_app(service: Service) -> Any:  # noqa: ANN401
+def build_app(service: Service, metrics: Metrics, tracing: "Tracing | None" = None) -> Any:  # noqa: ANN401
     """Return the ASGI application."""
     settings = service.settings
-    routes = Routes(service)
+    routes = Routes(service, metrics)
     table = routes.table()
     middleware = []
     if settings.cors_allow_origin:
@@ -289,7 +305,10 @@ def build_app(service: Service) -> Any:  # noqa: ANN401
     paths = {route.path for route in table}
 
     def observe(call: Call) -> None:
-        routes.metrics.observe(call, call.path if call.path in paths else "other")
+        route = call.path if call.path in paths else "other"
+        metrics.observe(call, route)
+        if tracing is not None:
+            tracing.observe(call, route)
 
     return Record(app, observe)
 

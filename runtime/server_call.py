@@ -1,7 +1,8 @@
 """One request on its way through the server: what is noted of it for headers, metrics and log."""
 
+import itertools
+import os
 import time
-import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,14 +12,30 @@ ID_LENGTH = 128
 """Longer request ids are replaced: they go into headers and logs as they come."""
 
 
+_PROCESS = os.urandom(8).hex()
+_COUNT = itertools.count()
+
+
 class Call:
     """A request, from its headers to the end of its answer."""
 
-    __slots__ = ("began", "failure", "id", "method", "path", "single", "status", "usage")
+    __slots__ = (
+        "began",
+        "failure",
+        "id",
+        "method",
+        "path",
+        "single",
+        "status",
+        "traceparent",
+        "usage",
+    )
 
     def __init__(self, scope: Mapping[str, Any]) -> None:
         self.began = time.perf_counter()
-        self.id = request_id(scope["headers"])
+        headers = dict(scope["headers"])
+        self.id = request_id(headers.get(b"x-request-id", b""))
+        self.traceparent: str = headers.get(b"traceparent", b"").decode("latin-1")
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.status = 0
@@ -49,14 +66,12 @@ class Call:
         return headers
 
 
-def request_id(headers: list[tuple[bytes, bytes]]) -> str:
+def request_id(header: bytes) -> str:
     """Return the id that the client gave in x-request-id, if it can be a header, or a new one."""
-    for name, value in headers:
-        if name == b"x-request-id":
-            given = value.decode("latin-1")
-            if 0 < len(given) <= ID_LENGTH and given.isascii() and given.isprintable():
-                return given
-    return uuid.uuid4().hex
+    given = header.decode("latin-1")
+    if 0 < len(given) <= ID_LENGTH and given.isascii() and given.isprintable():
+        return given
+    return f"{_PROCESS}{next(_COUNT):08x}"
 
 
 def _ms(seconds: float) -> str:

@@ -2,7 +2,14 @@
 
 from collections.abc import Iterable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+    start_http_server,
+)
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
@@ -87,6 +94,10 @@ class Metrics:
         for seconds, (stage, tei) in zip(times, self._stages, strict=True):
             stage.observe(seconds)
             tei.observe(seconds)
+
+    def serve(self, hostname: str, port: int) -> None:
+        """Serve them on a port of their own, from a thread."""
+        start_http_server(port, hostname, self._registry)
 
     def exposition(self) -> bytes:
         """Return everything in Prometheus's text format."""

@@ -6,6 +6,7 @@ longest is closed for the new one.
 """
 
 import asyncio
+import re
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -14,6 +15,8 @@ from .server_errors import Refusal, body_of, not_ready
 
 HEADER_BYTES = 65_536
 SWEEP_S = 1.0
+UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
+CONTINUE = b"HTTP/1.1 100 "
 
 
 class Connections:
@@ -58,6 +61,34 @@ class Connections:
                 connection.transport.abort()
 
 
+class WholeAnswers:
+    """A transport that sends the head of an answer together with what follows: one packet, not two.
+
+    The client would otherwise be woken for the head alone, which costs it and us a turn.
+    """
+
+    def __init__(self, transport: Any) -> None:  # noqa: ANN401
+        self._transport = transport
+        self._head = b""
+
+    def write(self, data: bytes) -> None:
+        """Send, or keep the head of an answer until the next piece."""
+        if not self._head and data.startswith(b"HTTP/1.1 ") and not data.startswith(CONTINUE):
+            self._head = data
+            return
+        self._transport.write(self._head + data if self._head else data)
+        self._head = b""
+
+    def close(self) -> None:
+        """Send what is kept, and close."""
+        if self._head:
+            self.write(b"")
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        return getattr(self._transport, name)
+
+
 class Connection(HttpToolsProtocol):
     """One connection. ``others`` is set by ``connection_class``."""
 
@@ -65,7 +96,8 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:  # noqa: ANN401
         """Take a connection, if there is room or can be made."""
-        super().connection_made(transport)
+        together: Any = WholeAnswers(transport)
+        super().connection_made(together)
         self._header_bytes = 0
         if len(self.connections) > self.others.most and not self.others.make_room():
             self._answer_and_close(not_ready("too many connections (--max-connections)."), "/")
@@ -83,6 +115,8 @@ class Connection(HttpToolsProtocol):
             return
         if self in self.others.idle:
             self.others.owes_headers(self, self.loop.time())
+        if b"pgrade" in data and self in self.others.unfinished:
+            data = without_upgrade(data)
         before = self._header_bytes
         self._header_bytes += len(data)
         super().data_received(data)
@@ -126,8 +160,19 @@ class Connection(HttpToolsProtocol):
             f"content-length: {len(body)}",
             "connection: close",
         ]
-        self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
+        self.transport.write("\r\n".join([*lines, "", ""]).encode())
+        self.transport.write(body)
         self.transport.close()
+
+
+def without_upgrade(data: bytes) -> bytes:
+    """Return the head of a request with its wish to speak another protocol taken out.
+
+    Java's HttpClient offers HTTP/2 with every first request. A server may ignore that; the parser
+    would stop reading there, and the body would be lost.
+    """
+    head, end, rest = data.partition(b"\r\n\r\n")
+    return UPGRADE.sub(b"\r\nx-upgrade:", head) + end + rest
 
 
 def connection_class(connections: Connections) -> type[Connection]:

@@ -1,12 +1,10 @@
 """What the routes serve: one encoder, and one batcher in which all requests meet.
 
-Opens and warms them off the event loop, says whether they are ready, and counts what is measured
-for Retry-After. Knows no HTTP.
+Opens and warms them off the event loop, says whether they are ready and when to try again. Knows no
+HTTP.
 """
 
-import asyncio
-import time
-from collections import deque
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,7 +17,6 @@ from .request import Usage
 from .server_settings import Settings, Warmup
 from .vectors import Vectors
 
-RATE_WINDOW_S = 10.0
 MAX_RETRY_AFTER_S = 60
 
 
@@ -34,7 +31,6 @@ class Service:
         """Requests that are being read or answered."""
         self.encoder: Encoder
         self.batcher: DynamicBatcher
-        self._rates: deque[tuple[float, int]] = deque(maxlen=int(RATE_WINDOW_S) + 1)
 
     @property
     def model_names(self) -> tuple[str, ...]:
@@ -86,26 +82,17 @@ class Service:
         vectors = await self.batcher.aencode(texts, timeout=timeout_s, usage=usage, **options)
         return np.atleast_2d(vectors)
 
-    async def watch_rate(self) -> None:
-        """Note once a second how much was executed; runs until cancelled."""
-        while True:
-            self._rates.append((time.monotonic(), self.batcher.counters().batch_tokens))
-            await asyncio.sleep(1)
-
     def retry_after_s(self) -> int:
         """Return in how many seconds what waits now will have been executed, 1 to 60."""
         counters = self.batcher.counters()
-        now = time.monotonic()
-        began, before = self._rates[0] if self._rates else (now, counters.batch_tokens)
-        return retry_after_s(counters.waiting_tokens, counters.batch_tokens - before, now - began)
+        return retry_after_s(counters.waiting_tokens, counters.tokens_per_s)
 
 
-def retry_after_s(waiting_tokens: int, executed_tokens: int, seconds: float) -> int:
-    """Return how long the waiting tokens take at the measured rate: whole seconds, 1 to 60."""
-    if executed_tokens <= 0 or seconds <= 0:
+def retry_after_s(waiting_tokens: int, tokens_per_s: float | None) -> int:
+    """Return how long the waiting tokens take at the measured pace: whole seconds, 1 to 60."""
+    if not tokens_per_s:
         return 1
-    wait_s = waiting_tokens * seconds / executed_tokens
-    return int(min(MAX_RETRY_AFTER_S, max(1, -(-wait_s // 1))))
+    return min(MAX_RETRY_AFTER_S, max(1, math.ceil(waiting_tokens / tokens_per_s)))
 
 
 def warm_up(encoder: Encoder, how: Warmup) -> None:

@@ -20,6 +20,7 @@ import uvloop
 from .cli import exit_codes
 from .server import build_app
 from .server_log import logger, set_up_log
+from .server_metrics import Metrics
 from .server_protocol import Connections, connection_class
 from .server_service import Service
 from .server_settings import Settings
@@ -49,8 +50,16 @@ class Worker:
         files = raise_file_limit()
         most = min(settings.max_connections, max(1, files - SPARE_FILES))
         self._connections = Connections(most, settings.header_timeout)
+        metrics = Metrics(self._service)
+        if settings.prometheus_port is not None:
+            metrics.serve(settings.hostname, settings.prometheus_port)
+        self._tracing = None
+        if settings.otlp_endpoint is not None:
+            from .server_tracing import Tracing
+
+            self._tracing = Tracing(settings.otlp_endpoint, settings.otlp_service_name)
         config = uvicorn.Config(
-            build_app(self._service),
+            build_app(self._service, metrics, self._tracing),
             http=connection_class(self._connections),
             ws="none",
             lifespan="off",
@@ -83,6 +92,8 @@ class Worker:
         if in_hand:
             logger.warning("%d requests were cut off after --shutdown-timeout.", in_hand)
         await asyncio.to_thread(self._service.close)
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
         return CUT_OFF if in_hand else 0
 
     async def _open(self) -> None:
@@ -94,7 +105,7 @@ class Worker:
             return
         if self._service.state == "starting":
             self._service.state = "ready"
-        await asyncio.gather(self._service.watch_rate(), self._beat())
+        await self._beat()
 
     async def _beat(self) -> None:
         while True:
