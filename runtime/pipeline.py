@@ -44,12 +44,12 @@ class SentenceEmbeddingPipeline:
 
     @overload
     def __call__(
-        self, input: list[Mapping[str, Any]], *, batch_size: int | None = None
+        self, input: Sequence[Mapping[str, Any]], *, batch_size: int | None = None
     ) -> list[SentenceEmbedding]: ...
 
     def __call__(
         self,
-        input: Mapping[str, Any] | list[Mapping[str, Any]],  # noqa: A002  # ModelScope's name
+        input: Mapping[str, Any] | Sequence[Mapping[str, Any]],  # noqa: A002  # ModelScope's name
         *,
         batch_size: int | None = None,
     ) -> SentenceEmbedding | list[SentenceEmbedding]:
@@ -63,7 +63,7 @@ class SentenceEmbeddingPipeline:
 
         Raises ``InputError`` for any other form of input.
         """
-        if isinstance(input, list):
+        if isinstance(input, list | tuple):
             return self._answer(
                 [_sentences(i, f"input {k}") for k, i in enumerate(input)], batch_size
             )

@@ -134,4 +134,4 @@ def test_mteb_evaluates_retrieval_and_similarity_of_sentences(
     result = mteb.evaluate(model, [Questions(), Sentences()], cache=None, show_progress_bar=False)
     scores = {task.task_name: task.get_score() for task in result.task_results}
     assert scores == pytest.approx({"Questions": 1.0, "Sentences": 1.0})
-    assert (result.model_name, model.mteb_model_meta.embed_dim) == ("corom/demo", 512)
+    assert (result.model_name, model.mteb_model_meta.embed_dim) == ("corom/m3e-small", 512)
