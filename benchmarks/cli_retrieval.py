@@ -10,7 +10,7 @@ import msgspec
 from corom.runtime.cli_options import bundle_argument, json_option
 from corom.runtime.errors import InputError, missing_extra
 from corom.runtime.manifest import Manifest, load_manifest
-from corom.runtime.rows import Columns
+from corom.runtime.row import Columns
 from corom.runtime.vectors import Vectors
 from corom.runtime.whole_file import whole_file
 

@@ -9,7 +9,7 @@ from corom.runtime.corpus import Corpus
 from corom.runtime.errors import InputError
 from corom.runtime.manifest import Manifest
 from corom.runtime.qrels import Qrels, read_qrels, refuse_unknown
-from corom.runtime.rows import Columns
+from corom.runtime.row import Columns
 from corom.runtime.vector_index import top_k
 from corom.runtime.vectors import Vectors, normalize
 

@@ -10,7 +10,8 @@ from typing import Literal
 import numpy as np
 
 from corom.runtime.errors import InputError
-from corom.runtime.rows import BadRow, Columns, read_rows
+from corom.runtime.row import BadRow, Columns
+from corom.runtime.rows import read_rows
 
 Mix = Literal["queries", "passages", "both"]
 MIXES: tuple[Mix, ...] = ("queries", "passages", "both")

@@ -15,7 +15,8 @@ from .embedding_job import SHARD_ROWS
 from .encoder import Encoder
 from .errors import InputError
 from .options import EncodeOptions
-from .rows import KINDS, STDIN, Columns
+from .row import Columns
+from .rows import KINDS, STDIN
 from .shard_manifest import MANIFEST
 from .urls import is_url
 from .windows import windows
@@ -125,12 +126,8 @@ def embed(
         "prompt_name": prompt_name,
         "truncate": True if truncate else "error",
     }
-    if output is not None and is_url(given := str(output).replace(":/", "://", 1)):
-        raise InputError(
-            f"output '{given}' is a URL. A job goes on after a kill because its folder can be locked "
-            "and files renamed, which object stores do not do. Write to a folder on a disk, then "
-            f"copy it there, {MANIFEST} last."
-        )
+    if output is not None:
+        _refuse_url(output)
     chosen = FolderOptions(dtype, shard_rows, bad_rows, engine, num_workers)
     kind = input_format and f".{input_format}"
     corpus = Corpus(sources or (STDIN,), Columns(text_column, id_column), kind)
@@ -144,6 +141,15 @@ def embed(
         chosen.refuse_elsewhere()
         _to_file(encoder, texts, corpus, output, options)
         say_cut(encoder.truncated_texts, encoder.max_length)
+
+
+def _refuse_url(output: Path) -> None:
+    url = str(output).replace(":/", "://", 1)  # which is what Path made of it
+    if is_url(url) and not output.parent.is_dir():
+        raise InputError(
+            f"output '{url}' is a URL, where nothing can be locked or renamed as going on after a "
+            f"kill needs. Write to a disk, then copy it there, a folder's {MANIFEST} last."
+        )
 
 
 def _to_file(

@@ -15,7 +15,8 @@ from .errors import InputError
 from .mining import Mined, MiningOptions
 from .mining import mine as find
 from .qrels import read_qrels, refuse_unknown
-from .rows import KINDS, Columns
+from .row import Columns
+from .rows import KINDS
 from .vector_index import VectorIndex
 from .whole_file import whole_file
 

@@ -14,7 +14,8 @@ import msgspec
 
 from .errors import InputError
 from .manifest import sha256_of
-from .rows import STDIN, BadRow, Columns, Row, read_rows
+from .row import BadRow, Columns, Row
+from .rows import STDIN, read_rows
 from .seen_ids import SeenIds
 from .urls import is_url, matching_urls, measure_url
 

@@ -214,7 +214,7 @@ def ray_embedder(
     """
     asked = dict(late.options)
     with _connected(say) as machines:
-        if (winner := _winner(late, machines)) is not None:
+        if (winner := tuned_winner(late, machines)) is not None:
             asked |= {"backend": winner.backend, "precision": winner.precision}
             budget = budget or min(winner.batch_tokens, asked.get("max_batch_tokens", 16384))
         team = plan_team(
@@ -271,7 +271,7 @@ def plan_team(
     return team
 
 
-def _winner(late: LateEncoder, machines: Sequence[Machine]) -> Winner | None:
+def tuned_winner(late: LateEncoder, machines: Sequence[Machine]) -> Winner | None:
     """Return what was tuned on this machine, where the user left open what executes."""
     asked = dict(late.options)
     named = any(asked.get(name, "auto") != "auto" for name in ("backend", "precision"))

@@ -8,7 +8,7 @@ from typing import Any, cast
 from .errors import InputError, InputTypeError
 from .late_encoder import LateEncoder
 from .options import EncodeOptions
-from .rows import DEFAULT_TEXT
+from .row import DEFAULT_TEXT
 from .tokens import check_text
 from .vectors import Vectors
 

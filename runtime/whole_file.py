@@ -29,6 +29,9 @@ def whole_file(
             partial.replace(path)
             if sync:
                 sync_folder(path.parent)
+        except OSError as error:
+            error.filename = error.filename or str(path)  # a full disk names no file
+            raise
         finally:
             partial.unlink(missing_ok=True)
 

@@ -15,8 +15,11 @@ from uuid import uuid4
 import psutil
 import pytest
 
-from corom.runtime.embedder_ray import Machine, Team, plan_team
+from corom.runtime.embedder_ray import Machine, Team, plan_team, tuned_winner
 from corom.runtime.errors import InputError, UnavailableError
+from corom.runtime.late_encoder import LateEncoder
+from corom.runtime.manifest import load_manifest, manifest_sha256
+from corom.runtime.tuning import TUNING_VERSION, Tuning, Winner, save_tuning, this_machine
 
 Corom = Callable[..., subprocess.CompletedProcess[str]]
 Start = Callable[..., subprocess.Popen[str]]
@@ -237,6 +240,31 @@ def test_workers_are_for_a_folder_and_for_ray(
     assert (done.returncode, "is for --engine ray" in done.stderr) == (2, True)
     done = corom("embed", tiny_bundle, "头痛", "--engine", "ray")
     assert (done.returncode, "--engine is for a folder" in done.stderr) == (2, True)
+
+
+def test_auto_takes_what_was_tuned_here_unless_something_is_named(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COROM_CACHE", str(tmp_path))
+    assert tuned_winner(LateEncoder.of(tiny_bundle), ONE) is None
+    winner = Winner(
+        backend="openvino", precision="fp32", threads=1, workers=1, batch_tokens=4096,
+        cosine_min=1.0, p50_ms=1.0, texts_per_second=1.0,
+    )  # fmt: skip
+    tuning = Tuning(
+        version=TUNING_VERSION, bundle=manifest_sha256(tiny_bundle), machine=this_machine(),
+        min_cosine=0.99, latency=winner, throughput=winner,
+    )  # fmt: skip
+    save_tuning(load_manifest(tiny_bundle), tuning)
+    assert tuned_winner(LateEncoder.of(tiny_bundle), ONE) == winner
+    named: list[dict[str, Any]] = [
+        {"precision": "fp32"}, {"backend": "onnxruntime"}, {"threads": 1}, {"workers": 1},
+        {"tuned": "off"},
+    ]  # fmt: skip
+    for options in named:
+        assert tuned_winner(LateEncoder.of(tiny_bundle, **options), ONE) is None
+    assert tuned_winner(LateEncoder.of(tiny_bundle), GPUS) is None
+    assert tuned_winner(LateEncoder.of(tiny_bundle, device="cpu"), GPUS) == winner
 
 
 # --- How workers and threads are divided

@@ -19,7 +19,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from corom.runtime import Encoder, VectorIndex, search
+from corom.runtime import Encoder, MapBatches, VectorIndex, search
 from corom.runtime.manifest import load_manifest, manifest_sha256, sha256_of
 from corom.runtime.tuning import TUNING_VERSION, Tuning, Winner, save_tuning, this_machine
 
@@ -75,6 +75,21 @@ def test_rows_and_vectors_are_those_of_the_input(
     for shard in manifest["shards"]:
         assert sha256_of(whole / shard["file"]) == shard["sha256"]
     assert len(list(whole.iterdir())) == len(manifest["shards"]) + 1
+
+
+def test_map_batches_gives_the_same_vectors_by_id(
+    whole: Path, corpus: Path, tiny_bundle: Path
+) -> None:
+    table = pyarrow.parquet.read_table(whole)
+    folder = dict(zip(table["id"].to_pylist(), table["embedding"].to_pylist(), strict=True))
+    rows = [line.split("\t") for line in corpus.read_text("utf-8").splitlines()]
+    add = MapBatches(tiny_bundle, threads=1)
+    for start in range(0, ROWS, 700):  # in other batches, and backwards
+        part = rows[start : start + 700][::-1]
+        batch = {"id": [key for key, _ in part], "text": [text for _, text in part]}
+        found = add(batch)
+        expected = [folder[key] for key in found["id"]]
+        np.testing.assert_allclose(found["embedding"], expected, atol=1e-5)
 
 
 def kill_until_done(start: Start, command: list[Any], folder: Path, kills: int, seed: int) -> int:
@@ -418,6 +433,7 @@ def test_a_full_disk_leaves_whole_shards_and_the_job_goes_on(
 
     done = corom(*command, preexec_fn=limit)
     assert done.returncode == 3
+    assert ".parquet': File too large" in done.stderr or "manifest" in done.stderr, done.stderr
     assert not folder.exists() or not list(folder.glob(".*"))
     assert corom(*command).returncode == 0
     assert contents(folder) == contents(whole)

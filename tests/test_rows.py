@@ -18,7 +18,8 @@ from pyarrow import parquet
 
 from corom.runtime.corpus import Corpus
 from corom.runtime.errors import InputError
-from corom.runtime.rows import BadRow, Columns, Row, read_rows
+from corom.runtime.row import BadRow, Columns, Row
+from corom.runtime.rows import read_rows
 from corom.runtime.seen_ids import SeenIds
 
 RECORDS = [("a1", "头痛怎么办"), ("a2", ""), ('b,"3', "两行吗\u2028 不是"), ("4", '🤒 "CT" 12mg')]

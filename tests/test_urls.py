@@ -11,7 +11,7 @@ import pytest
 
 from corom.runtime.corpus import Corpus
 from corom.runtime.errors import InputError, UnavailableError
-from corom.runtime.rows import Columns
+from corom.runtime.row import Columns
 
 fsspec = pytest.importorskip("fsspec", reason="run: pip install 'corom[ray]'")
 
