@@ -502,6 +502,7 @@ def test_the_command_writes_a_repository(corom: Corom, tiny_bundle: Path, tmp_pa
     assert (lacks.returncode, "--engine tensorrt" in lacks.stderr) == (3, True)
 
 
+@pytest.mark.slow
 def test_export_writes_the_repository_too(
     corom: Corom, tiny_checkpoint: Path, parity_file: Path, tmp_path: Path
 ) -> None:
@@ -511,8 +512,16 @@ def test_export_writes_the_repository_too(
     assert "corom triton" not in done.stderr
     copied = tmp_path / "r/b_encoder/1/bundle/manifest.json"
     assert copied.read_bytes() == (tmp_path / "b/manifest.json").read_bytes()
+
+
+def test_export_looks_at_the_repositorys_place_first(corom: Corom, tmp_path: Path) -> None:
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "precious").touch()
+    command = ["export", tmp_path / "no checkpoint", "-o", tmp_path / "b"]
     occupied = corom(*command, "--triton", tmp_path / "r")
-    assert (occupied.returncode, "exists" in occupied.stderr) == (2, True)
+    assert (occupied.returncode, "r' exists" in occupied.stderr) == (2, True)
+    inside = corom(*command, "--triton", tmp_path / "b" / "triton")
+    assert (inside.returncode, "is inside the bundle" in inside.stderr) == (2, True)
 
 
 def test_the_command_loads_nothing_heavy() -> None:
