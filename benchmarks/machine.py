@@ -8,7 +8,10 @@ from typing import Any
 from corom.runtime.cpus import available_cpus, cpu_model
 from corom.runtime.packages import installed_version
 
-PACKAGES = ("corom", "numpy", "onnxruntime", "openvino", "tokenizers", "torch", "transformers")
+PACKAGES = (
+    "corom", "numpy", "onnxruntime", "openvino", "starlette", "tokenizers", "torch",
+    "transformers", "uvicorn",
+)  # fmt: skip
 
 
 def describe_machine() -> dict[str, Any]:
