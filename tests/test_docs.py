@@ -236,3 +236,30 @@ def test_every_stage_of_the_two_ways_is_in_the_map() -> None:
         assert f"{name}.py" in README.text, name
     for name in ("recipe", "sources", "checkpoint", "reference", "graph", "staging", "parity"):
         assert f"{name}.py" in README.text, name
+
+
+# --- The Chinese README
+
+
+def without_comments(code: str) -> list[str]:
+    """Return the lines of Python or shell without their comments, which may be translated."""
+    return [re.sub(r"(^|\s+)# .*$", "", line).rstrip() for line in code.splitlines()]
+
+
+def test_the_chinese_readme_keeps_step_with_the_english_one() -> None:
+    chinese = document("README.zh.md")
+    for ours, theirs in zip(chinese.blocks, README.blocks, strict=True):
+        assert (ours.language, ours.skipped) == (theirs.language, theirs.skipped)
+        assert without_comments(ours.code) == without_comments(theirs.code)
+    assert [h.count("#") for h in re.findall(r"^#+ ", chinese.prose, re.MULTILINE)] == [
+        h.count("#") for h in re.findall(r"^#+ ", README.prose, re.MULTILINE)
+    ]
+    assert sorted(set(chinese.links) - {"README.md"}) == sorted(
+        set(README.links) - {"README.zh.md"}
+    )
+    files = re.compile(r"\w+\.py$")
+    assert {w for w in chinese.words if files.search(w)} == {
+        w for w in README.words if files.search(w)
+    }
+    figures = re.compile(r"\d+(?:\.\d+)*(?:e-\d+)?")
+    assert sorted(figures.findall(chinese.prose)) == sorted(figures.findall(README.prose))
