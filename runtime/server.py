@@ -4,6 +4,7 @@
 stands before all routes; `server_service.py` holds the encoder.
 """
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from importlib import metadata
@@ -18,10 +19,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from .errors import CoromError
 from .server_body import ClientGone, check_content_type, decode, read_body
 from .server_call import Call
 from .server_embedding import encode, respond, rows_at_once
-from .server_errors import Refusal, not_ready, overloaded
+from .server_errors import Refusal, not_ready, overloaded, refusal_of
 from .server_gate import Key, Record, refuse
 from .server_metrics import Metrics
 from .server_openai import EmbeddingsRequest, embeddings_reply, models_reply
@@ -170,15 +172,12 @@ class Routes:
         tokenizer = self._service.encoder.tokenizer
         prefix = self._service.prefix(asked.prompt_name)
         special = asked.add_special_tokens
-        return _json(
-            [
-                [
-                    Token(*piece)
-                    for piece in tokenizer.pieces(prefix + text, add_special_tokens=special)
-                ]
-                for text in texts
-            ]
-        )
+
+        def tokenize() -> list[list[Token]]:
+            pieces = (tokenizer.pieces(prefix + t, add_special_tokens=special) for t in texts)
+            return [[Token(*piece) for piece in row] for row in pieces]
+
+        return _json(await asyncio.to_thread(tokenize))
 
     async def _decode(self, _request: Request, asked: DecodeRequest) -> Response:
         given: Any = asked.ids
@@ -217,6 +216,11 @@ class Routes:
             max_queue_tokens=settings.max_queue_tokens,
         )
         return _json(info)
+
+    async def failed(self, _request: Request, error: Exception) -> Response:
+        """Answer with what the runtime says of a request."""
+        assert isinstance(error, CoromError)
+        return _Refused(refusal_of(error, self._service.retry_after_s()))
 
     # --- Health and metrics
 
@@ -297,6 +301,7 @@ def build_app(service: Service, metrics: Metrics, tracing: "Tracing | None" = No
         exception_handlers={
             Refusal: _refused,
             HTTPException: _no_route,
+            CoromError: routes.failed,
             ClientGone: _gone,
             Exception: _broken,
         },

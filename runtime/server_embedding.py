@@ -11,7 +11,7 @@ from .errors import CoromError
 from .options import TextOptions
 from .server_body import ClientGone
 from .server_call import Call
-from .server_errors import Refusal, refusal_of
+from .server_errors import Refusal
 from .server_log import logger
 from .server_service import Service
 from .server_texts import Texts
@@ -22,7 +22,10 @@ VALUES_AT_ONCE = 65_536
 
 
 async def encode(request: Request, service: Service, texts: Texts, options: TextOptions) -> Vectors:
-    """Return the vectors (N, H) of the texts of a request; raises ``Refusal`` or ``ClientGone``."""
+    """Return the vectors (N, H) of the texts of a request.
+
+    Raises ``Refusal``, ``ClientGone``, or what the runtime says of these texts.
+    """
     call: Call = request.scope["corom.call"]
     asked = request.headers.get("x-request-timeout")
     timeout_s = deadline_s(asked, service.settings.request_timeout)
@@ -37,13 +40,13 @@ async def encode(request: Request, service: Service, texts: Texts, options: Text
             f"no answer within {timeout_s:g} s. Nothing more is computed for this request.",
             code="deadline_exceeded",
         ) from None
-    except CoromError as error:
-        raise refusal_of(error, service.retry_after_s()) from error
+    except (CoromError, ClientGone):
+        raise
     except Exception as error:
-        if isinstance(error, ClientGone):
-            raise
         logger.exception("inference failed")
-        raise refusal_of(error, 1) from error
+        raise Refusal(
+            424, "Backend", "inference failed; the server's log says why.", code="inference_failed"
+        ) from error
 
 
 def deadline_s(header: str | None, most_s: float) -> float:

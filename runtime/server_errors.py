@@ -94,7 +94,7 @@ def body_of(refusal: Refusal, path: str) -> bytes:
     return msgspec.json.encode(body)
 
 
-def refusal_of(error: Exception, retry_after_s: int) -> Refusal:
+def refusal_of(error: CoromError, retry_after_s: int) -> Refusal:
     """Return what is answered for an error of the runtime."""
     if isinstance(error, Overloaded):
         return overloaded(str(error), retry_after_s)
@@ -102,10 +102,7 @@ def refusal_of(error: Exception, retry_after_s: int) -> Refusal:
         return Refusal(504, "Timeout", str(error), code="deadline_exceeded")
     if isinstance(error, InputError):
         return Refusal(422, "Validation", str(error))
-    if isinstance(error, CoromError):
-        return Refusal(424, "Backend", str(error), code="inference_failed")
-    # What a backend raises of its own may hold paths and addresses: it goes to the log.
-    return Refusal(424, "Backend", "inference failed; the server's log says why.")
+    return Refusal(424, "Backend", str(error), code="inference_failed")
 
 
 def overloaded(message: str, retry_after_s: int) -> Refusal:

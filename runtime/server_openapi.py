@@ -11,6 +11,7 @@ import msgspec
 from . import server_openai as openai
 from . import server_tei as tei
 from .server_errors import OpenAIError, TeiError, is_openai
+from .server_texts import texts_schema
 
 Schema = dict[str, Any]
 POSTS: dict[str, tuple[str, Any, Any]] = {
@@ -61,8 +62,7 @@ def openapi(*, vocabulary_size: int, dimension: int, prompts: list[str], needs_k
         types, ref_template="#/components/schemas/{name}"
     )
     by_type = {str(kind): schema for kind, schema in zip(types, schemas, strict=True)}
-    limits = {"TOKEN": vocabulary_size - 1, "DIMENSIONS": dimension, "PROMPTS": prompts}
-    _limit(components, limits)
+    _limit(components, vocabulary_size, dimension, prompts)
     paths: Schema = {}
     for path, (summary, request, reply) in POSTS.items():
         body = {"required": True, "content": _json(by_type[str(request)])}
@@ -125,22 +125,22 @@ def _json(schema: Schema) -> Schema:
     return {"application/json": {"schema": schema}}
 
 
-def _limit(schema: Any, limits: dict[str, Any]) -> None:  # noqa: ANN401
+def _limit(components: Schema, vocabulary_size: int, dimension: int, prompts: list[str]) -> None:
     """Put what this very model allows where the structs cannot know it."""
-    if isinstance(schema, list):
-        for item in schema:
-            _limit(item, limits)
-    if not isinstance(schema, dict):
-        return
-    for name, part in schema.items():
-        if name == "dimensions":
-            part["anyOf"] = [
-                option | ({"maximum": limits["DIMENSIONS"]} if "minimum" in option else {})
-                for option in part["anyOf"]
-            ]
-        if name == "prompt_name":
-            names = [{"enum": limits["PROMPTS"]}] if limits["PROMPTS"] else []
-            part["anyOf"] = [{"type": "null"}, *names]
-        _limit(part, limits)
-    if schema.get("type") == "integer" and schema.get("minimum") == 0:
-        schema["maximum"] = limits["TOKEN"]
+    texts = texts_schema(vocabulary_size)
+    ids = texts["anyOf"][2] | {"minItems": 0}
+    several_ids = {"type": "array", "items": ids}
+    prompt: Schema = {"enum": [None, *prompts], "default": None}
+    dimensions: Schema = {
+        "anyOf": [{"type": "integer", "minimum": 1, "maximum": dimension}, {"type": "null"}],
+        "default": None,
+    }
+    exact: dict[str, Schema] = {
+        "EmbeddingsRequest": {"input": texts, "dimensions": dimensions},
+        "EmbedRequest": {"inputs": texts, "dimensions": dimensions, "prompt_name": prompt},
+        "SimilarityParameters": {"prompt_name": prompt},
+        "TokenizeRequest": {"prompt_name": prompt},
+        "DecodeRequest": {"ids": {"anyOf": [ids, several_ids]}},
+    }
+    for name, properties in exact.items():
+        components[name]["properties"] |= properties

@@ -123,7 +123,7 @@ class Connection(HttpToolsProtocol):
         # Headers that ended within this piece have set the count to 0.
         if self._header_bytes > HEADER_BYTES and self._header_bytes > before:
             why = f"the headers are larger than {HEADER_BYTES} bytes."
-            self._answer_and_close(Refusal(431, "Validation", why), "/")
+            self._answer_and_close(Refusal(431, "Validation", why), self._path())
 
     def on_headers_complete(self) -> None:
         """Begin a request."""
@@ -148,8 +148,13 @@ class Connection(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP."""
-        path = getattr(self, "url", b"").decode("latin-1").partition("?")[0]
-        self._answer_and_close(Refusal(400, "Validation", msg, code="invalid_http"), path)
+        refusal = Refusal(400, "Validation", msg, code="invalid_http")
+        self._answer_and_close(refusal, self._path())
+
+    def _path(self) -> str:
+        """Return the path of the request that is being read, as far as it has come."""
+        url: bytes = getattr(self, "url", b"")
+        return url.decode("latin-1").partition("?")[0]
 
     def _answer_and_close(self, refusal: Refusal, path: str) -> None:
         body = body_of(refusal, path)

@@ -68,20 +68,7 @@ class Token(msgspec.Struct, frozen=True):
 class DecodeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """POST /decode."""
 
-    ids: Annotated[
-        list[TokenId | list[TokenId]],
-        msgspec.Meta(
-            extra_json_schema={
-                "anyOf": [
-                    {"type": "array", "items": {"type": "integer", "minimum": 0}},
-                    {
-                        "type": "array",
-                        "items": {"type": "array", "items": {"type": "integer", "minimum": 0}},
-                    },
-                ]
-            }
-        ),
-    ]
+    ids: list[TokenId | list[TokenId]]
     skip_special_tokens: bool = True
 
 

@@ -11,20 +11,10 @@ TokenId = Annotated[int, msgspec.Meta(ge=0)]
 Texts = str | list[str] | list[list[int]]
 """One text, several, or several given as token ids."""
 
-_STRINGS = {"type": "array", "minItems": 1, "items": {"type": "string"}}
-_IDS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
-TEXTS_SCHEMA = {
-    "anyOf": [
-        {"type": "string"},
-        _STRINGS,
-        _IDS,
-        {"type": "array", "minItems": 1, "items": _IDS},
-    ]
-}
-"""What ``AsGiven`` is checked to be, which its type cannot say."""
-AsGiven = Annotated[
-    str | list[str | TokenId | list[TokenId]], msgspec.Meta(extra_json_schema=TEXTS_SCHEMA)
-]
+AsGiven = str | list[str | TokenId | list[TokenId]]
+"""Texts as JSON's types can say them; ``texts_of`` and ``texts_schema`` are exact."""
+NAMES: dict[type, str] = {str: "a string", int: "a token id", list: "a list of token ids"}
+Direction = Literal["Left", "Right", "left", "right"]
 
 
 def texts_of(given: str | list[Any], field: str, max_texts: int) -> tuple[Texts, bool]:
@@ -64,9 +54,13 @@ def texts_of(given: str | list[Any], field: str, max_texts: int) -> tuple[Texts,
     return given, False
 
 
-NAMES: dict[type, str] = {str: "a string", int: "a token id", list: "a list of token ids"}
-
-Direction = Literal["Left", "Right", "left", "right"]
+def texts_schema(vocabulary_size: int) -> dict[str, Any]:
+    """Return the JSON schema of what ``texts_of`` takes, for token ids of this vocabulary."""
+    number = {"type": "integer", "minimum": 0, "maximum": vocabulary_size - 1}
+    ids = {"type": "array", "minItems": 1, "items": number}
+    strings = {"type": "array", "minItems": 1, "items": {"type": "string"}}
+    several = {"type": "array", "minItems": 1, "items": ids}
+    return {"anyOf": [{"type": "string"}, strings, ids, several]}
 
 
 def options_of(
