@@ -312,6 +312,7 @@ def build_app(service: Service, metrics: Metrics, tracing: "Tracing | None" = No
     def observe(call: Call) -> None:
         route = call.path if call.path in paths else "other"
         metrics.observe(call, route)
+        service.cut_off += call.cut_off
         if tracing is not None:
             tracing.observe(call, route)
 

@@ -21,6 +21,7 @@ class Call:
 
     __slots__ = (
         "began",
+        "cut_off",
         "failure",
         "id",
         "method",
@@ -41,6 +42,8 @@ class Call:
         self.status = 0
         """0 until it is answered; 499 if the client went away."""
         self.failure: str | None = None
+        self.cut_off = False
+        """Given up because the server had to end."""
         self.single = True
         self.usage = Usage()
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .server_call import Call
-from .server_errors import Refusal, body_of, status_of
+from .server_errors import Refusal, body_of, not_ready, status_of
 from .server_log import log_request, logger
 
 App = Callable[..., Any]
@@ -46,9 +46,13 @@ class Record:
             logger.exception("request %s failed: a bug in corom", call.id)
             if not complete:
                 raise  # half an answer: the connection is closed
-        except asyncio.CancelledError:
-            call.failure = "Cancelled"
-            raise
+        except asyncio.CancelledError:  # --shutdown-timeout has passed
+            call.cut_off = True
+            if call.status:
+                call.failure = "Unhealthy"
+            else:
+                ending = not_ready("the server is ending and could not wait for this.")
+                await refuse(ending, scope, receive, send_with_id)
         finally:
             self._observe(call)
             log_request(call)
@@ -101,7 +105,7 @@ async def refuse(refusal: Refusal, scope: Any, receive: App, send: App) -> None:
     head = scope["method"] == "HEAD"
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if head else body, "more_body": True})
-    if refusal.close:
+    if refusal.close and status != 408:  # of which nothing more comes
         await _throw_away(receive)
     await send({"type": "http.response.body", "body": b""})
 

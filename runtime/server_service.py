@@ -29,6 +29,8 @@ class Service:
         """"starting", then "ready", then "draining"."""
         self.in_hand = 0
         """Requests that are being read or answered."""
+        self.cut_off = 0
+        """Requests that were given up because the server had to end."""
         self.encoder: Encoder
         self.batcher: DynamicBatcher
 
@@ -92,7 +94,7 @@ def retry_after_s(waiting_tokens: int, tokens_per_s: float | None) -> int:
     """Return how long the waiting tokens take at the measured pace: whole seconds, 1 to 60."""
     if not tokens_per_s:
         return 1
-    return min(MAX_RETRY_AFTER_S, max(1, math.ceil(waiting_tokens / tokens_per_s)))
+    return max(1, math.ceil(min(MAX_RETRY_AFTER_S, waiting_tokens / tokens_per_s)))
 
 
 def warm_up(encoder: Encoder, how: Warmup) -> None:

@@ -88,13 +88,15 @@ class Worker:
             task.cancel()
         if self._failure is not None:
             raise self._failure
-        in_hand = self._service.in_hand
-        if in_hand:
-            logger.warning("%d requests were cut off after --shutdown-timeout.", in_hand)
+        if cancelled := self._server.server_state.tasks:
+            await asyncio.wait(cancelled, timeout=1)
+        if self._service.cut_off:
+            count = self._service.cut_off
+            logger.warning("%d requests were cut off by --shutdown-timeout.", count)
         await asyncio.to_thread(self._service.close)
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close)
-        return CUT_OFF if in_hand else 0
+        return CUT_OFF if self._service.cut_off else 0
 
     async def _open(self) -> None:
         try:

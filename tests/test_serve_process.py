@@ -1,0 +1,424 @@
+"""`corom serve` as processes: starting, ending, dying, and callers that go away or are many."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import psutil
+import pytest
+
+from corom.runtime import Encoder
+
+Corom = Callable[..., subprocess.CompletedProcess[str]]
+Start = Callable[..., "subprocess.Popen[str]"]
+Serve = Callable[..., AbstractContextManager[str]]
+SLOW = ["头痛" * 60] * 800
+"""Texts that take about half a second."""
+
+
+def ask(url: str, body: object = None) -> tuple[int, Any, dict[str, str]]:
+    """Return status, content and headers; status 0 if the connection broke."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"content-type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            return reply.status, reply.read(), dict(reply.headers)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read(), dict(error.headers)
+    except OSError:
+        return 0, b"", {}
+
+
+def vectors_of(content: bytes) -> np.ndarray:
+    return np.array(json.loads(content), np.float32)
+
+
+def metric(url: str, name: str) -> float:
+    found = re.search(rf"^{name} (.*)$", ask(f"{url}/metrics")[1].decode(), re.MULTILINE)
+    assert found is not None, name
+    return float(found[1])
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def until_busy(url: str) -> None:
+    until(lambda: metric(url, "corom_running_texts") > 0)
+
+
+class Running:
+    """A `corom serve` whose stderr is read as it comes."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self.process, self.said = process, ""
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self.url = self.wait_for(r"Listening on (\S+)")[1]
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.said += line
+
+    def wait_for(self, pattern: str, seconds: float = 60) -> re.Match[str]:
+        deadline = time.monotonic() + seconds
+        while (found := re.search(pattern, self.said)) is None:
+            assert time.monotonic() < deadline, self.said
+            time.sleep(0.01)
+        return found
+
+    @property
+    def worker(self) -> psutil.Process:
+        (worker,) = psutil.Process(self.process.pid).children()
+        return worker
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        code = self.process.wait(60)
+        self._reader.join()
+        return code
+
+
+@pytest.fixture
+def running(start: Start, tiny_bundle: Path) -> Iterator[Callable[..., Running]]:
+    """Return the function that starts a server; what is left of it is killed."""
+    started: list[Running] = []
+
+    def run(*options: object, **popen: Any) -> Running:
+        process = start("serve", tiny_bundle, "--port", "0", *options, **popen)
+        started.append(Running(process))
+        return started[-1]
+
+    yield run
+    for server in started:
+        server.process.kill()
+        server.process.communicate()
+        assert "Traceback" not in server.said, server.said
+
+
+def later(function: Callable[..., Any], *arguments: object) -> "Future[Any]":
+    return ThreadPoolExecutor(1).submit(function, *arguments)
+
+
+# --- Starting
+
+
+def test_what_cannot_be_served_ends_the_command(
+    corom: Corom, tiny_bundle: Path, altered: Path, tmp_path: Path
+) -> None:
+    done = corom("serve", tmp_path)
+    assert (done.returncode, "is not a bundle" in done.stderr) == (2, True)
+    (altered / "tokenizer.json").write_text("{}", "utf-8")
+    done = corom("serve", altered, "--port", "0")
+    assert (done.returncode, "was altered" in done.stderr) == (2, True)
+    assert "Listening" not in done.stderr
+    done = corom("serve", tiny_bundle, "--port", "0", "--backend", "tensorrt")
+    assert (done.returncode, done.stderr.count("Error:")) == (3, 1)
+    done = corom("serve", tiny_bundle, "--port", "0", "--default-prompt-name", "query")
+    assert (done.returncode, "prompts: none" in done.stderr) == (2, True)
+    done = corom("serve", tiny_bundle, "--default-prompt", "a", "--default-prompt-name", "b")
+    assert (done.returncode, "exclude each other" in done.stderr) == (2, True)
+    done = corom("serve", tiny_bundle, "--hostname", "no.such.host.invalid")
+    assert (done.returncode, "--hostname" in done.stderr) == (2, True)
+    file = tmp_path / "file"
+    file.touch()
+    done = corom("serve", tiny_bundle, "--uds-path", file)
+    assert (done.returncode, "no socket" in done.stderr) == (2, True)
+    done = corom("serve", tiny_bundle, "--api-key-file", file)
+    assert (done.returncode, "holds no key" in done.stderr) == (2, True)
+
+
+def test_a_port_that_is_taken(corom: Corom, tiny_bundle: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        done = corom("serve", tiny_bundle, "--port", port)
+    assert done.returncode == 3
+    assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("package", "extra", "options"),
+    [("starlette", "serve", ()), ("opentelemetry", "otlp", ("--otlp-endpoint", "http://x"))],
+)
+def test_a_missing_extra_is_named(
+    tmp_path: Path,
+    tiny_bundle: Path,
+    offline_environment: dict[str, str],
+    package: str,
+    extra: str,
+    options: tuple[str, ...],
+) -> None:
+    hidden = (
+        "import sys; from importlib.abc import MetaPathFinder\n"
+        "class Hide(MetaPathFinder):\n"
+        "    def find_spec(self, name, *rest):\n"
+        f"        if name.split('.')[0] == {package!r}: raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Hide())\n"
+        "from corom.runtime.cli import main; main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", hidden, "serve", str(tiny_bundle), *options],
+        env=offline_environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, f"pip install 'corom[{extra}]'" in done.stderr) == (3, True)
+    assert "Traceback" not in done.stderr
+
+
+def test_not_ready_before_warm_up_is_over(
+    start: Start, tiny_bundle: Path, tmp_path: Path, offline_environment: dict[str, str]
+) -> None:
+    """The server answers while the encoder is being opened; a hook of the interpreter delays it."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys, time\n"
+        "class Slow:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'onnxruntime': \n"
+        "            while not os.path.exists(os.environ['GO']): time.sleep(0.02)\n"
+        "sys.meta_path.insert(0, Slow())\n",
+        "utf-8",
+    )
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    environment = offline_environment | {
+        "PYTHONPATH": str(tmp_path),
+        "GO": str(tmp_path / "go"),
+    }
+    url = f"http://127.0.0.1:{port}"
+    process = start("serve", tiny_bundle, "--port", port, env=environment)
+    try:
+        while ask(f"{url}/health/live")[0] != 200:
+            assert process.poll() is None
+        for path in ("/health", "/health/ready", "/info", "/v1/models", "/openapi.json"):
+            status, content, headers = ask(url + path)
+            assert (status, headers["retry-after"]) == (503, "1")
+            assert b"loading" in content
+        for path in ("/embed", "/v1/embeddings"):
+            assert ask(url + path, {"inputs": "a"})[0] == 503
+        assert b"corom_ready 0.0" in ask(f"{url}/metrics")[1]
+        (tmp_path / "go").touch()
+        while ask(f"{url}/health/ready")[0] != 200:
+            assert process.poll() is None
+        assert ask(f"{url}/embed", {"inputs": "a"})[0] == 200
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
+# --- Ending
+
+
+def test_sigterm_answers_what_was_admitted(
+    running: Callable[..., Running], tiny_bundle: Path
+) -> None:
+    server = running()
+    answer = later(ask, f"{server.url}/embed", {"inputs": SLOW, "normalize": False})
+    until_busy(server.url)
+    idle = socket.create_connection(urlsplit(server.url).netloc.split(":"))  # type: ignore[arg-type]
+    code = later(server.end)
+    refused_at = 0.0
+    while not code.done():
+        if ask(f"{server.url}/health/live")[0] == 0:
+            refused_at = refused_at or time.monotonic()
+    status, content, _ = answer.result(60)
+    assert (status, code.result(60)) == (200, 0)
+    with Encoder(tiny_bundle) as encoder:
+        np.testing.assert_allclose(vectors_of(content), encoder.encode(SLOW), atol=1e-4)
+    assert refused_at
+    idle.close()
+
+
+def test_the_drain_has_an_end(running: Callable[..., Running]) -> None:
+    server = running("--shutdown-timeout", "0.2", "--payload-limit", 2**25)
+    answer = later(ask, f"{server.url}/embed", {"inputs": SLOW * 16})
+    until_busy(server.url)
+    start = time.monotonic()
+    assert server.end() == 143
+    assert time.monotonic() - start < 10
+    assert "1 requests were cut off" in server.said
+    status, content, _ = answer.result(60)
+    assert (status, b"the server is ending" in content) == (503, True)
+
+
+def test_ctrl_c_ends_with_130(running: Callable[..., Running]) -> None:
+    assert running().end(signal.SIGINT) == 130
+
+
+def test_when_the_supervisor_is_killed_the_worker_ends(running: Callable[..., Running]) -> None:
+    server = running()
+    worker = server.worker
+    server.process.kill()
+    worker.wait(20)
+
+
+# --- Dying
+
+
+def test_a_killed_worker_is_replaced(running: Callable[..., Running], tiny_bundle: Path) -> None:
+    server = running()
+    for _ in range(2):
+        worker = server.worker
+        broken = later(ask, f"{server.url}/embed", {"inputs": SLOW})
+        until_busy(server.url)
+        server.said = ""
+        worker.kill()
+        assert broken.result(60)[0] == 0
+        # A new connection waits in the backlog, or hears that it is too early.
+        while (status := ask(f"{server.url}/embed", {"inputs": "a", "normalize": False})[0]) != 200:
+            assert status in {0, 503}
+        server.wait_for("killed by signal 9; starting another")
+        server.wait_for("Listening again on")
+    with Encoder(tiny_bundle) as encoder:
+        _, content, _ = ask(f"{server.url}/embed", {"inputs": ["头痛"], "normalize": False})
+        np.testing.assert_allclose(vectors_of(content), encoder.encode(["头痛"]), atol=1e-5)
+    assert server.end() == 0
+
+
+def test_a_worker_that_cannot_start_again_ends_the_command(start: Start, altered: Path) -> None:
+    server = Running(start("serve", altered, "--port", "0"))
+    (altered / "tokenizer.json").write_text("{}", "utf-8")
+    server.worker.kill()
+    assert server.process.wait(60) == 2
+    server.wait_for("was altered")
+    server.process.communicate()
+
+
+def test_a_hung_worker_is_replaced(tiny_bundle: Path, offline_environment: dict[str, str]) -> None:
+    program = "from corom.runtime import cli, server_process\nserver_process.HUNG_S = 4\ncli.main()"
+    command = [sys.executable, "-c", program, "serve", str(tiny_bundle), "--port", "0"]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=offline_environment
+    ) as process:
+        server = Running(process)
+        os.kill(server.worker.pid, signal.SIGSTOP)
+        server.wait_for("killed by signal 9; starting another")
+        server.wait_for("Listening again on")
+        assert server.end() == 0
+
+
+# --- Callers
+
+
+def test_a_client_that_goes_away_costs_nothing_more(running: Callable[..., Running]) -> None:
+    server = running("--payload-limit", 2**25)
+    split = urlsplit(server.url)
+    body = json.dumps({"inputs": SLOW * 16}).encode()
+    head = (
+        "POST /embed HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\n\r\n"
+    )
+    for _ in range(5):
+        with socket.create_connection((split.hostname, split.port)) as connection:
+            connection.sendall(head.encode() + body)
+            time.sleep(0.3)
+    for name in ("corom_requests_in_hand", "corom_queue_texts", "corom_running_texts"):
+        until(lambda name=name: metric(server.url, name) == 0)  # type: ignore[misc]
+    assert metric(server.url, "corom_executed_texts_total") < 5 * len(SLOW) * 16 / 2
+    assert metric(server.url, "corom_cancelled_total") >= 1
+    assert server.end() == 0
+
+
+def test_what_finds_no_room_is_429_with_retry_after(running: Callable[..., Running]) -> None:
+    server = running("--max-queue-tokens", "2000")
+    with ThreadPoolExecutor(24) as pool:
+        bodies = [{"inputs": SLOW[:100]}] * 24
+        answers = list(pool.map(ask, [f"{server.url}/embed"] * 24, bodies))
+    statuses = [status for status, _, _ in answers]
+    assert set(statuses) == {200, 429}
+    for status, content, headers in answers:
+        if status == 429:
+            assert json.loads(content)["error_type"] == "Overloaded"
+            assert 1 <= int(headers["retry-after"]) <= 60
+    assert metric(server.url, "corom_overloaded_total") == statuses.count(429)
+    assert ask(f"{server.url}/v1/embeddings", {"input": "a"})[0] == 200
+    assert server.end() == 0
+
+
+def test_concurrent_requests_can_be_limited(running: Callable[..., Running]) -> None:
+    server = running("--max-concurrent-requests", "1")
+    answer = later(ask, f"{server.url}/embed", {"inputs": SLOW})
+    until_busy(server.url)
+    status, content, headers = ask(f"{server.url}/v1/embeddings", {"input": "a"})
+    assert (status, "retry-after" in headers) == (429, True)
+    assert b"--max-concurrent-requests" in content
+    assert answer.result(60)[0] == 200
+    assert server.end() == 0
+
+
+# --- Traces, and metrics on a port of their own
+
+
+def test_a_span_a_request_reaches_the_collector(serve: Serve, tiny_bundle: Path) -> None:
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+    received: list[Any] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            received.append((self.path, self.headers.get("content-encoding"), body))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Collector) as collector:
+        threading.Thread(target=collector.serve_forever, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{collector.server_port}"
+        with serve(tiny_bundle, "--otlp-endpoint", endpoint) as url:
+            request = urllib.request.Request(
+                f"{url}/embed",
+                json.dumps({"inputs": ["a", "b"]}).encode(),
+                {
+                    "content-type": "application/json",
+                    "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+                },
+            )
+            urllib.request.urlopen(request).close()
+        collector.shutdown()
+    (path, encoding, body) = received[0]
+    assert (path, encoding) == ("/v1/traces", None)
+    spans = ExportTraceServiceRequest.FromString(body).resource_spans[0].scope_spans[0].spans
+    (span,) = spans
+    assert span.name == "POST /embed"
+    assert span.trace_id.hex() == "0af7651916cd43dd8448eb211c80319c"
+    assert span.parent_span_id.hex() == "b7ad6b7169203331"
+    values = {a.key: a.value for a in span.attributes}
+    assert values["corom.texts"].int_value == 2
+    assert values["http.response.status_code"].int_value == 200
+    assert span.end_time_unix_nano > span.start_time_unix_nano
+
+
+def test_metrics_on_a_port_of_their_own_need_no_key(serve: Serve, tiny_bundle: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with serve(tiny_bundle, "--api-key", "k", "--prometheus-port", port) as url:
+        assert ask(f"{url}/metrics")[0] == 401
+        status, content, _ = ask(f"http://127.0.0.1:{port}/metrics")
+    assert (status, b"corom_ready 1.0" in content) == (200, True)
