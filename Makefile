@@ -7,7 +7,7 @@ EXPORTER := $(VENV)/exporter-installed
 INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e
 BUNDLE := bundles/demo
 
-.PHONY: help demo test test-all gpu-check lint weights clean
+.PHONY: help demo test test-all gpu-check lint docs weights clean
 
 help:  ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,6 +25,10 @@ lint: $(INSTALLED)  ## Check format, lint and types.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy docs/commands.py
+
+docs: $(INSTALLED)  ## Write docs/commands.md from the command line.
+	$(BIN)/python docs/commands.py
 
 gpu-check: $(INSTALLED)  ## Check and measure on an NVIDIA GPU. GPU_EXTRAS=tensorrt,gpu installs more.
 	$(if $(GPU_EXTRAS),$(INSTALL) '.[dev,$(GPU_EXTRAS)]')

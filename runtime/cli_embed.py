@@ -74,7 +74,13 @@ from .writers import SUFFIXES, open_writer
     help="Workers of Ray: one on each machine, or on each GPU where there are any.",
 )
 @encoder_options
-@click.option("--max-batch-tokens", type=click.IntRange(1), default=16384, show_default=True)
+@click.option(
+    "--max-batch-tokens",
+    type=click.IntRange(1),
+    default=16384,
+    show_default=True,
+    help="Most tokens of one execution, padding included.",
+)
 @click.option(
     "--normalize/--no-normalize",
     "normalize_embeddings",

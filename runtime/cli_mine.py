@@ -39,7 +39,9 @@ from .whole_file import whole_file
     metavar="FILE",
     help="JSON lines of query, positive_passages and negative_passages.",
 )
-@click.option("--negatives", type=click.IntRange(1), default=8, show_default=True)
+@click.option(
+    "--negatives", type=click.IntRange(1), default=8, show_default=True, help="For each query."
+)
 @click.option(
     "--ranks",
     nargs=2,
@@ -53,7 +55,7 @@ from .whole_file import whole_file
     type=float,
     help="A negative scores at most the best positive minus this; default: not looked at.",
 )
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the choice.")
 @click.option("--id-column", default="1", show_default=True, metavar="NAME|NUMBER")
 @click.option("--text-column", default="2", show_default=True, metavar="NAME|NUMBER")
 @click.option(

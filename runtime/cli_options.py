@@ -18,12 +18,23 @@ def encoder_options(command: Command) -> Command:
     """Add the options that choose what executes; their names are parameters of ``Encoder``."""
     devices = sorted({device for devices in BACKENDS.values() for device in devices})
     options = [
-        click.option("--backend", type=click.Choice(["auto", *BACKENDS]), default="auto"),
-        click.option("--device", type=click.Choice(["auto", *devices]), default="auto"),
+        click.option(
+            "--backend",
+            type=click.Choice(["auto", *BACKENDS]),
+            default="auto",
+            help="What executes; auto: `corom tune`'s winner, else the first that can run here.",
+        ),
+        click.option(
+            "--device",
+            type=click.Choice(["auto", *devices]),
+            default="auto",
+            help="Where; auto: wherever that backend runs here.",
+        ),
         click.option(
             "--precision",
             type=click.Choice(["auto", "fp32", "bf16", "fp16", "int8"]),
             default="auto",
+            help="Of those in the bundle; auto: the winner's, else the most exact.",
         ),
         click.option(
             "--threads",

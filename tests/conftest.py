@@ -356,6 +356,15 @@ def server(serve: Callable[..., AbstractContextManager[str]], tiny_bundle: Path)
 
 
 @pytest.fixture(scope="session")
+def served_demo(
+    serve: Callable[..., AbstractContextManager[str]], demo_bundle: Path
+) -> Iterator[str]:
+    """The URL of a `corom serve` on the demo bundle, which the documents speak to."""
+    with serve(demo_bundle) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
 def corom(start: Start) -> Corom:
     """Return the function that runs `corom` with these arguments and collects what it says."""
 

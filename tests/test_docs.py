@@ -1,138 +1,219 @@
-"""README.md is true: every block of Python and shell runs, every file it names is there."""
+"""The documents are true: what they name is there, and what must be named is named."""
 
 import re
 import subprocess
-from collections.abc import Callable
+import sys
+import tomllib
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import get_args
 
+import click
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from documents import DOCUMENTS, ROOT, Document, document
+
+from corom.export import errors as export_errors
 from corom.export.recipe import recipe_names
-from corom.runtime.cli import COMMANDS
+from corom.runtime import cli as command_line
+from corom.runtime import errors as runtime_errors
+from corom.runtime import server_errors
+from corom.runtime.cli import cli
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text("utf-8")
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("*/*.md")])
-BLOCK = re.compile(
-    r"(?P<skipped><!-- not run: [^>]+ -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$",
-    re.MULTILINE | re.DOTALL,
-)
-
-
-class Block(NamedTuple):
-    """A block of code in README.md."""
-
-    language: str
-    code: str
-    line: int
-
-
-BLOCKS = [
-    Block(found["language"], found["code"], README[: found.start("code")].count("\n") + 1)
-    for found in BLOCK.finditer(README)
-    if not found["skipped"]
-]
-# What works on the repository rather than in it, or makes the demo anew.
-NOT_HERE = re.compile(r"^(make|pip|git|cd) ", re.MULTILINE)
+README = document("README.md")
+FLAG = re.compile(r"(?<![\w-])--?[a-zA-Z][\w-]*")
+CALL = re.compile(r"(?:^|[ |(/])corom ([a-z]+)\b(?: ([a-z]+)(?=\s|$))?([^|#]*)")
+FOREIGN_FLAGS = {
+    "--help",  # click's own
+    "--wheel",  # of `python -m build`
+    # TEI's that have no equal here
+    "--model-id", "--dense-path", "--tokenization-workers", "--max-batch-requests",
+    "--huggingface-hub-cache", "--hf-token",
+}  # fmt: skip
+"""Flags of other programs that the documents speak of; none of them is corom's."""
 
 
-def blocks(language: str) -> list[Block]:
-    return [block for block in BLOCKS if block.language == language]
+def paths(group: click.Group, above: tuple[str, ...] = ()) -> Iterator[tuple[str, click.Command]]:
+    """Yield every command with its path, groups included."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        yield " ".join((*above, name)), command
+        if isinstance(command, click.Group):
+            yield from paths(command, (*above, name))
 
 
-def identify(block: Block) -> str:
-    return f"line {block.line}"
+COMMANDS = dict(paths(cli))
+FLAGS = {
+    path: {flag for param in command.params for flag in (*param.opts, *param.secondary_opts)}
+    for path, command in COMMANDS.items()
+}
+ALL_FLAGS = {flag for flags in FLAGS.values() for flag in flags if flag.startswith("-")}
 
 
-@pytest.fixture
-def place(tmp_path: Path, demo_bundle: Path) -> Path:
-    """A folder where ``bundles/demo`` is the demo bundle."""
-    (tmp_path / "bundles").mkdir()
-    (tmp_path / "bundles" / "demo").symlink_to(demo_bundle, target_is_directory=True)
-    return tmp_path
+# --- Commands and flags
 
 
-def test_there_is_something_to_run() -> None:
-    assert blocks("python")
-    assert blocks("sh")
+def test_the_commands_document_is_what_the_command_line_says() -> None:
+    """If this fails: ``make docs``."""
+    program = "import sys; sys.path.insert(0, 'docs'); import commands; print(commands.reference())"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.rstrip() == document("docs/commands.md").text.rstrip(), "run: make docs"
 
 
-@pytest.fixture(scope="module")
-def vectors(
-    shell: Callable[..., subprocess.CompletedProcess[str]],
-    tmp_path_factory: pytest.TempPathFactory,
-    demo_bundle: Path,
-) -> Path:
-    """The folder of vectors that the shell of README.md makes, which its Python opens."""
-    folder = tmp_path_factory.mktemp("readme")
-    (folder / "bundles").mkdir()
-    (folder / "bundles" / "demo").symlink_to(demo_bundle, target_is_directory=True)
-    (block,) = (block for block in blocks("sh") if "-o vectors\n" in block.code)
-    done = shell(f"set -e\n{block.code}", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder / "vectors"
+def test_the_commands_document_has_every_flag_of_every_command() -> None:
+    sections = re.split(r"^## corom ", document("docs/commands.md").text, flags=re.MULTILINE)
+    described = {section.split("\n")[0]: section for section in sections[1:]}
+    leaves = {path for path, command in COMMANDS.items() if not isinstance(command, click.Group)}
+    assert set(described) == leaves
+    for path in leaves:
+        for flag in FLAGS[path]:
+            assert not flag.startswith("-") or re.search(rf"`.*{flag}\b", described[path]), flag
 
 
-@pytest.fixture
-def place_with_vectors(place: Path, vectors: Path) -> Path:
-    """``place``, with what the shell of README.md left there."""
-    (place / "vectors").symlink_to(vectors, target_is_directory=True)
-    return place
+def called(document: Document) -> Iterator[tuple[str, str, int]]:
+    """Yield path and arguments of every `corom …` that a document shows, with its line."""
+    shown = [pair for kind in ("sh", "yaml", "ini", "text") for pair in document.lines(kind)]
+    for line, place in [*shown, *((word, 0) for word in document.words)]:
+        for found in re.finditer(CALL, line):
+            both = f"{found[1]} {found[2]}"
+            yield both if both in COMMANDS else found[1], found[3], place
 
 
-@pytest.mark.parametrize("block", blocks("python"), ids=identify)
-def test_python_in_the_readme_runs(
-    shell: Callable[..., subprocess.CompletedProcess[str]], place_with_vectors: Path, block: Block
+@pytest.mark.parametrize("document", DOCUMENTS, ids=repr)
+def test_every_command_in_the_documents_exists_and_takes_its_flags(document: Document) -> None:
+    for path, arguments, line in called(document):
+        place = f"{document.name}:{line}: corom {path}"
+        assert path in COMMANDS, place
+        for flag in FLAG.findall(arguments):
+            assert flag in FLAGS[path] | {"--help"}, f"{place} {flag}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=repr)
+def test_every_flag_in_the_documents_is_one_of_ours_or_known_to_be_anothers(
+    document: Document,
 ) -> None:
-    place = place_with_vectors
-    (place / "block.py").write_text(block.code, "utf-8")
-    done = shell("python -W error block.py", cwd=place)
-    assert done.returncode == 0, done.stderr
+    for word in document.words:
+        for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", word):
+            assert flag in ALL_FLAGS | FOREIGN_FLAGS, f"{document.name}: {flag}"
 
 
-@pytest.mark.parametrize("block", blocks("sh"), ids=identify)
-def test_shell_in_the_readme_runs(
-    shell: Callable[..., subprocess.CompletedProcess[str]], place: Path, block: Block
-) -> None:
-    if NOT_HERE.search(block.code):
-        targets = re.findall(r"^make (\S+)", block.code, re.MULTILINE)
-        makefile = (ROOT / "Makefile").read_text("utf-8")
-        assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
-        return
-    done = shell(f"set -e\n{block.code}", cwd=place)
-    assert done.returncode == 0, done.stderr
+def test_flags_said_to_be_anothers_are_not_ours() -> None:
+    assert not FOREIGN_FLAGS & ALL_FLAGS
 
 
-def test_shapes_in_comments_of_the_readme_are_true(
-    shell: Callable[..., subprocess.CompletedProcess[str]], place_with_vectors: Path
-) -> None:
-    """``name = …  # (2, 512)`` and ``expression  # (3, 512)``: what is computed has that shape."""
-    checked, place = 0, place_with_vectors
-    for block in blocks("python"):
-        code = [block.code]
-        for line in block.code.splitlines():
-            found = re.match(r"\s*(?:(\w+) = |(\w+\[.+?\]) ).*#.*?(\([\d, ]+\))", line)
-            if found:
-                code.append(f"assert ({found[1] or found[2]}).shape == {found[3]}, {line!r}")
-                checked += 1
-        (place / "block.py").write_text("\n".join(code), "utf-8")
-        done = shell("python block.py", cwd=place)
-        assert done.returncode == 0, done.stderr
-    assert checked
+def test_every_recipe_named_in_the_documents_exists() -> None:
+    for d in DOCUMENTS:
+        for name in re.findall(r"corom export (\S+)", d.text):
+            plain = not name.startswith((".", "-", "modelscope:", "hf:")) and not name.endswith(
+                ".toml"
+            )
+            assert not plain or name.strip("`.,:") in recipe_names() or name.isupper(), name
 
 
-def test_every_command_in_the_documents_exists() -> None:
-    for document in DOCUMENTS:
-        text = document.read_text("utf-8")
-        shell_code = "\n".join(b["code"] for b in BLOCK.finditer(text) if b["language"] == "sh")
-        named = re.findall(r"(?:^|\| )corom (\w+)", shell_code, re.MULTILINE)
-        for name in named + re.findall(r"`corom (\w+)", text):
-            assert name in COMMANDS, f"{document.name}: corom {name}"
+def test_every_extra_in_the_documents_exists() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = set(project["optional-dependencies"])
+    for d in DOCUMENTS:
+        for named in re.findall(r"(?:corom|'\.)\[([\w,-]+)\]", d.text):
+            assert set(named.split(",")) <= extras, f"{d.name}: {named}"
+
+
+# --- Links
+
+
+@pytest.mark.parametrize("source", DOCUMENTS, ids=repr)
+def test_every_link_leads_somewhere(source: Document) -> None:
+    for target in source.links:
+        if target.startswith(("http:", "https:", "mailto:")):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (source.path.parent / name).resolve() if name else source.path
+        assert path.exists(), f"{source.name}: {target}"
+        if anchor:
+            assert anchor in Document(path).anchors, f"{source.name}: {target}"
+
+
+def test_every_document_below_docs_is_linked_from_the_readme() -> None:
+    for path in (ROOT / "docs").glob("*.md"):
+        assert f"docs/{path.name}" in README.links, path.name
+
+
+# --- Errors
+
+
+def test_every_error_is_in_the_errors_document_with_its_exit_code() -> None:
+    rows = dict(
+        re.findall(r"^\| `(\w+)`.*?\|.*?\| (\d+) \|", document("docs/errors.md").text, re.MULTILINE)
+    )
+    raised = {
+        name: value
+        for module in (runtime_errors, export_errors)
+        for name, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, runtime_errors.CoromError)
+    }
+    assert rows == {name: str(value.exit_code) for name, value in raised.items()}
+
+
+def test_every_exit_code_is_in_the_errors_document() -> None:
+    section = document("docs/errors.md").text.split("## Exceptions")[0]
+    told = {int(code) for code in re.findall(r"^\| (\d+) \|", section, re.MULTILINE)}
+    listed = command_line.__doc__ or ""
+    known = {int(code) for code in re.findall(r"\b\d+\b", listed.split("Exit codes:")[1])}
+    assert told == known
+
+
+# --- The server
+
+
+def test_every_status_of_the_server_is_in_the_errors_document() -> None:
+    """Found in the source: what is refused with, what the other family's route makes of it."""
+    source = "".join(p.read_text("utf-8") for p in (ROOT / "runtime").glob("server*.py"))
+    numbers = re.findall(r"(?:Refusal\(\s*|status = |\d{3}: )(\d{3})\b", source)
+    assert {"400", "429", "499", "503"} <= set(numbers)
+    errors = document("docs/errors.md").text
+    section = errors.split("## HTTP statuses")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (\d{3}) \|(.*)$", section, re.MULTILINE)
+    assert {status for status, _ in rows} == {"200", *numbers}
+    kinds = {kind for _, row in rows for kind in re.findall(r"`([A-Z]\w+)`", row)}
+    assert kinds <= set(get_args(server_errors.Kind))
+    used = set(re.findall(r'\d{3},\s*"([A-Z]\w+)"', source))
+    assert used == kinds
+    types = {name for _, row in rows for name in re.findall(r"`(\w+_error)`", row)}
+    assert types == {*server_errors.OPENAI_TYPES.values(), "invalid_request_error"}
+
+
+def test_every_route_of_the_server_is_in_the_documents() -> None:
+    source = (ROOT / "runtime" / "server.py").read_text("utf-8")
+    routes = set(re.findall(r'^ +"(/[\w/.]*)":', source, re.MULTILINE))
+    assert "/v1/embeddings" in routes
+    named = {word for d in DOCUMENTS for word in d.words if word.startswith("/")}
+    assert routes <= named
+
+
+def test_every_metric_of_the_server_is_in_the_operating_document(served_demo: str) -> None:
+    with urllib.request.urlopen(f"{served_demo}/metrics") as reply:
+        exposed = set(re.findall(r"^# TYPE (\w+) ", reply.read().decode(), re.MULTILINE))
+    assert "corom_ready" in exposed
+    section = document("docs/operate.md").text.split("## Metrics")[1].split("\n## ")[0]
+    rows = "\n".join(row for row in section.splitlines() if row.startswith("| `"))
+    told = {name.partition("{")[0] for name in re.findall(r"`((?:corom|te)_[\w{},]+)`", rows)}
+    others = re.compile(r"(process|python)_")  # the client's own, named by their beginning
+    created = {name for name in exposed if name.endswith("_created")}
+    assert told == {name for name in exposed - created if not others.match(name)}
+
+
+# --- The map of the code
 
 
 def test_every_file_in_the_tree_of_the_readme_is_there() -> None:
-    (tree,) = (b for b in BLOCKS if not b.language and "runtime/" in b.code)
+    (tree,) = (b for b in README.blocks if not b.language and "runtime/" in b.code)
     names = [line.split()[0] for line in tree.code.splitlines() if line.strip()]
     assert names
     for name in names:
@@ -141,7 +222,7 @@ def test_every_file_in_the_tree_of_the_readme_is_there() -> None:
 
 def test_every_python_file_named_in_the_readme_is_there() -> None:
     folder = None
-    for line in README.splitlines():
+    for line in README.text.splitlines():
         for half in re.findall(r"`(runtime|export|benchmarks)/\w+\.py`", line):
             folder = half
         for name in re.findall(r"`((?:\w+/)?\w+\.py)`", line):
@@ -149,25 +230,36 @@ def test_every_python_file_named_in_the_readme_is_there() -> None:
             assert path.is_file(), name
 
 
-def test_every_module_of_the_runtime_and_the_exporter_is_in_the_map_or_helps_one_that_is() -> None:
-    """The map may leave out the command line and small helpers, but no stage of the two ways."""
+def test_every_stage_of_the_two_ways_is_in_the_map() -> None:
+    """The map may leave out the command line and small helpers."""
     for name in ("encoder", "tokens", "batching", "backend", "vectors", "manifest"):
-        assert f"{name}.py" in README, name
+        assert f"{name}.py" in README.text, name
     for name in ("recipe", "sources", "checkpoint", "reference", "graph", "staging", "parity"):
-        assert f"{name}.py" in README, name
+        assert f"{name}.py" in README.text, name
 
 
-def test_every_link_in_the_documents_leads_somewhere() -> None:
-    for document in DOCUMENTS:
-        for target in re.findall(r"\]\(([^)#]+)\)", document.read_text("utf-8")):
-            if not target.startswith(("http:", "https:", "mailto:")):
-                assert (document.parent / target).exists(), f"{document.name}: {target}"
+# --- The Chinese README
 
 
-def test_every_recipe_named_in_the_documents_exists() -> None:
-    for document in DOCUMENTS:
-        for name in re.findall(r"corom export (\S+)", document.read_text("utf-8")):
-            plain = not name.startswith((".", "-", "modelscope:", "hf:")) and not name.endswith(
-                ".toml"
-            )
-            assert not plain or name.strip("`.,") in recipe_names() or name.isupper(), name
+def without_comments(code: str) -> list[str]:
+    """Return the lines of Python or shell without their comments, which may be translated."""
+    return [re.sub(r"(^|\s+)# .*$", "", line).rstrip() for line in code.splitlines()]
+
+
+def test_the_chinese_readme_keeps_step_with_the_english_one() -> None:
+    chinese = document("README.zh.md")
+    for ours, theirs in zip(chinese.blocks, README.blocks, strict=True):
+        assert (ours.language, ours.skipped) == (theirs.language, theirs.skipped)
+        assert without_comments(ours.code) == without_comments(theirs.code)
+    assert [h.count("#") for h in re.findall(r"^#+ ", chinese.prose, re.MULTILINE)] == [
+        h.count("#") for h in re.findall(r"^#+ ", README.prose, re.MULTILINE)
+    ]
+    assert sorted(set(chinese.links) - {"README.md"}) == sorted(
+        set(README.links) - {"README.zh.md"}
+    )
+    files = re.compile(r"\w+\.py$")
+    assert {w for w in chinese.words if files.search(w)} == {
+        w for w in README.words if files.search(w)
+    }
+    figures = re.compile(r"\d+(?:\.\d+)*(?:e-\d+)?")
+    assert sorted(figures.findall(chinese.prose)) == sorted(figures.findall(README.prose))

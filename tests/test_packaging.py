@@ -89,7 +89,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for half in HALVES:
         shutil.copytree(ROOT / half, source / half, ignore=ignore)
     shutil.copytree(ROOT / "tests", source / "tests", ignore=ignore)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     command = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir"]
     done = subprocess.run(
@@ -138,6 +138,17 @@ def test_the_wheel_names_its_licence_script_and_extras(wheel: Path) -> None:
         if line.startswith("Requires-Dist: ") and "extra ==" not in line
     ]
     assert sorted(base) == ["click", "msgspec", "numpy", "onnxruntime", "rich", "tokenizers"]
+
+
+def test_the_page_of_the_package_has_no_link_that_leads_nowhere(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        headers, _, page = archive.read(name).decode().partition("\n\n")
+    assert "Description-Content-Type: text/markdown" in headers
+    assert page.startswith("# corom\n")
+    assert "(`docs/operate.md`)" in page
+    for target in re.findall(r"\]\(([^)]+)\)", page):
+        assert target.startswith("https:"), target
 
 
 def test_the_version_is_one() -> None:
