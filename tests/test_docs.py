@@ -190,7 +190,7 @@ def test_every_status_of_the_server_is_in_the_errors_document() -> None:
 
 
 def test_every_route_of_the_server_is_in_the_documents() -> None:
-    source = (ROOT / "runtime" / "server.py").read_text("utf-8")
+    source = (ROOT / "runtime" / "server_routes.py").read_text("utf-8")
     routes = set(re.findall(r'^ +"(/[\w/.]*)":', source, re.MULTILINE))
     assert "/v1/embeddings" in routes
     named = {word for d in DOCUMENTS for word in d.words if word.startswith("/")}
