@@ -22,32 +22,29 @@ def whole_file(
     and name on the disk when this returns.
     """
     try:
-        with _opened(path, partial) as file:
-            partial = Path(file.name)
-            try:
+        partial = _new_name(path) if partial is None else partial
+        try:  # before the file is made: whoever ends this process may do so at any moment
+            with partial.open("wb") as file:
                 yield file
                 if sync:
                     file.flush()
                     os.fsync(file.fileno())
-                file.close()
-                partial.replace(path)
-                if sync:
-                    sync_folder(path.parent)
-            finally:
-                partial.unlink(missing_ok=True)
+            partial.replace(path)
+            if sync:
+                sync_folder(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
         if error.errno in NO_ROOM:  # such an error names no file
             error.filename = error.filename or str(path)
         raise
 
 
-def _opened(path: Path, partial: Path | None) -> IO[bytes]:
-    if partial is None:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        partial = Path(name)
-        share_as_usual(partial)
-    return partial.open("wb")
+def _new_name(path: Path) -> Path:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    share_as_usual(Path(name))
+    return Path(name)
 
 
 def sync_folder(path: Path) -> None:

@@ -25,6 +25,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from corom.export.sources import ResolvedSource, resolve_source
+from corom.runtime import late_encoder
 from corom.runtime.errors import UnavailableError
 from corom.runtime.manifest import describe_files, load_manifest, save_manifest
 
@@ -212,6 +213,16 @@ def write_json(path: Path, content: object) -> None:
     """Write ``content`` as JSON, making the folder."""
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content, ensure_ascii=False), "utf-8")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_stays_open() -> Iterator[None]:
+    """Close what is kept open until the process ends, whose threads other modules would count."""
+    yield
+    for kept in (late_encoder._batchers, late_encoder._opened):
+        for opened in kept.values():
+            opened.close()
+        kept.clear()
 
 
 # Bundles, and the commands that work on them.
