@@ -16,7 +16,7 @@ demo: $(EXPORTER)  ## Export the demo checkpoint and run the model card's exampl
 	$(BIN)/python -m corom.export.demo $(BUNDLE)
 
 test: $(INSTALLED) weights  ## Run the tests, on real weights too.
-	COROM_TEST_WEIGHTS=required $(BIN)/pytest -m "not slow and not gpu"
+	COROM_TEST_WEIGHTS=required $(BIN)/pytest -n 2 --dist loadfile -m "not slow and not gpu"
 
 test-all: $(INSTALLED) weights  ## Run the slow tests as well.
 	COROM_TEST_WEIGHTS=required $(BIN)/pytest -m "not gpu"

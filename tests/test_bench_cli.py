@@ -133,6 +133,7 @@ def collection(tmp_path: Path) -> list[str | Path]:
     return [word for name in names for word in (f"--{name}", tmp_path / f"{name}.tsv")]
 
 
+@pytest.mark.slow
 def test_retrieval_of_every_rung_beside_torch_and_bm25(
     corom: Corom, tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path, collection: list[str]
 ) -> None:

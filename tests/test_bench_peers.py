@@ -222,6 +222,7 @@ def test_a_peer_that_fails_in_a_round_is_dropped_and_the_others_go_on() -> None:
     assert (entries[1].failure, len(entries[1].rates)) == (None, 2)
 
 
+@pytest.mark.slow
 def test_the_command_reports_a_peer_that_cannot_be_installed(
     shell: Corom, tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:

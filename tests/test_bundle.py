@@ -193,6 +193,7 @@ def test_when_interrupted_nothing_is_left_behind(
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_of_two_exports_to_one_folder_exactly_one_succeeds(
     start: Start, corom: Corom, tmp_path: Path, tiny_checkpoint: Path, parity_file: Path
 ) -> None:
@@ -214,6 +215,7 @@ def test_of_two_exports_to_one_folder_exactly_one_succeeds(
     assert corom("verify", tmp_path / "b").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_nothing_behind(
     corom: Corom, tmp_path: Path, tiny_checkpoint: Path, parity_file: Path
 ) -> None:

@@ -378,6 +378,7 @@ def peak_bytes(
     return usage.ru_maxrss * 1024
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_lines(start: Start, tiny_bundle: Path, out: Path) -> None:
     few, many = (peak_bytes(start, tiny_bundle, out, lines) for lines in (10_000, 200_000))
     assert many - few < 30 * 2**20

@@ -329,6 +329,7 @@ def demo_bundle(rtx: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return folder / "bundle", json.loads(result.stdout)
 
 
+@pytest.mark.slow
 def test_demo_bundle_has_a_proven_fp16_variant_and_an_engine(
     rtx: Any, demo_bundle: tuple[Path, Any]
 ) -> None:
@@ -350,6 +351,7 @@ def test_demo_bundle_has_a_proven_fp16_variant_and_an_engine(
     assert (bundle / engine).stat().st_size < 0.75 * fp32_bytes
 
 
+@pytest.mark.slow
 def test_each_engine_is_measured_alone_and_its_sidecar_says_so(
     built: Built, demo_bundle: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

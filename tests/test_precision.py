@@ -224,6 +224,7 @@ def test_the_encoder_itself_stays_fp32() -> None:
     assert encoder.matmul_dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_the_oldest_opset(tmp_path: Path) -> None:
     checkpoint = random_checkpoint("mean")
     export_half_graphs(TorchEncoder(checkpoint), tmp_path, 18, for_engines=True)

@@ -211,6 +211,7 @@ def test_a_rung_that_fails_is_left_out_and_the_others_are_published(
     assert "int8" not in (output / "README.md").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_fp16_that_fails_is_left_out_too(
     tmp_path: Path, tiny_checkpoint: Path, parity_file: Path
 ) -> None:
@@ -245,6 +246,7 @@ def test_calibration_texts_without_use_are_refused(
         export_bundle("absent", tmp_path / "b", calibration_texts=file)
 
 
+@pytest.mark.slow
 def test_without_calibration_texts_it_says_that_ones_own_are_better(
     tmp_path: Path, recipe: str, parity_file: Path, parity_texts: list[str]
 ) -> None:
