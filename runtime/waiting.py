@@ -1,7 +1,7 @@
 """What waits, in the order in which it is served, and what of it makes the next batch.
 
-The oldest request leads, and texts of like length go with it. A request of many texts is served a
-batch at a time and then stands behind the others: nobody waits for all of it. Knows no threads.
+The oldest request leads, and texts of like length go with it. A request of many batches is served
+one at a time and then stands behind the others: nobody waits for all of it. Knows no threads.
 """
 
 from collections import deque
@@ -101,7 +101,11 @@ class Waiting:
         return chosen
 
     def _take(self, chosen: Chosen, seen: int) -> None:
-        """Take texts out of the first ``seen`` requests; those with texts left go to the end."""
+        """Take texts out of the first ``seen`` requests.
+
+        One that was served and has more than a batch left goes to the end. What is left of less
+        keeps its place, or a few texts of unlike length would stand in line once for each.
+        """
         served: dict[Request, set[int]] = {}
         for request, row in chosen.texts:
             served.setdefault(request, set()).add(row)
@@ -109,5 +113,9 @@ class Waiting:
             request.rows = [row for row in request.rows if row not in rows]
         passed = [self._requests.popleft() for _ in range(seen)]
         left = [request for request in passed if request.rows and not request.dropped]
-        self._requests.extendleft(request for request in reversed(left) if request not in served)
-        self._requests.extend(request for request in left if request in served)
+        behind = [request for request in left if request in served and self._is_long(request)]
+        self._requests.extendleft(request for request in reversed(left) if request not in behind)
+        self._requests.extend(behind)
+
+    def _is_long(self, request: Request) -> bool:
+        return sum(len(request.tokens.ids[row]) for row in request.rows) > self._batch_tokens

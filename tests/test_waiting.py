@@ -85,3 +85,22 @@ def test_texts_of_like_length_go_together() -> None:
 def test_a_batch_is_full_when_more_could_not_make_it_larger() -> None:
     assert not fill([20], [20])[0].fill_a_batch()
     assert fill([20], [44])[0].fill_a_batch()
+
+
+def test_a_request_of_a_batchs_size_keeps_its_place_while_it_is_served() -> None:
+    """Its texts are of unlike length, so they go in several batches, one after the other."""
+    waiting, (few, *others) = fill([5, 30, 20], *([10 + k] for k in range(40)))
+    batches = 0
+    while few.rows:
+        waiting.next_batch()
+        batches += 1
+    assert batches <= 3
+    assert sum(bool(other.rows) for other in others) > 20
+
+
+def test_a_request_of_many_batches_lets_others_pass() -> None:
+    waiting, (many, other) = fill([30] * 20, [10])
+    assert len(waiting.next_batch().texts) == 2
+    assert len(many.rows) == 18
+    waiting.next_batch()
+    assert not other.rows
