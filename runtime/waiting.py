@@ -104,7 +104,7 @@ class Waiting:
         """Take texts out of the first ``seen`` requests.
 
         One that was served and has more than a batch left goes to the end. What is left of less
-        keeps its place, or a few texts of unlike length would stand in line once for each.
+        goes behind the next, or few texts of unlike length would stand in line once for each.
         """
         served: dict[Request, set[int]] = {}
         for request, row in chosen.texts:
@@ -113,9 +113,11 @@ class Waiting:
             request.rows = [row for row in request.rows if row not in rows]
         passed = [self._requests.popleft() for _ in range(seen)]
         left = [request for request in passed if request.rows and not request.dropped]
-        behind = [request for request in left if request in served and self._is_long(request)]
-        self._requests.extendleft(request for request in reversed(left) if request not in behind)
-        self._requests.extend(behind)
+        others = [request for request in left if request not in served]
+        long = [request for request in left if request in served and self._is_long(request)]
+        short = [request for request in left if request in served and request not in long]
+        self._requests.extendleft(reversed([*others[:1], *short, *others[1:]]))
+        self._requests.extend(long)
 
     def _is_long(self, request: Request) -> bool:
         return sum(len(request.tokens.ids[row]) for row in request.rows) > self._batch_tokens
