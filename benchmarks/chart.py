@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from .figures import Spread
-from .page import html_page, html_table
+from .page import OURS, THEIRS, html_page, html_table, write_beside
 
-OURS, THEIRS = "#1f6feb", "#9aa4b2"
 PANELS = (
     ("texts_per_second", "texts a second, many at once (more is better)"),
     ("p50_ms", "milliseconds, one text alone, p50 (less is better)"),
@@ -16,10 +15,7 @@ PANELS = (
 
 def write_charts(report: dict[str, Any], json_file: Path) -> list[Path]:
     """Write the picture (.png) and the page (.html) beside the report's JSON file."""
-    picture, page = json_file.with_suffix(".png"), json_file.with_suffix(".html")
-    write_picture(report, picture)
-    page.write_text(page_of(report), "utf-8")
-    return [picture, page]
+    return write_beside(json_file, report, write_picture, page_of)
 
 
 def write_picture(report: dict[str, Any], file: Path) -> None:

@@ -4,18 +4,14 @@ import html
 from pathlib import Path
 from typing import Any
 
-from .page import html_page, html_table
+from .page import OURS, THEIRS, html_page, html_table, write_beside
 
-OURS, THEIRS = "#1f6feb", "#9aa4b2"
 PANELS = (("RR@10", "MRR@10"), ("R@1000", "Recall@1000"))
 
 
 def write_charts(report: dict[str, Any], json_file: Path) -> list[Path]:
     """Write the picture (.png) and the page (.html) beside the report's JSON file."""
-    picture, page = json_file.with_suffix(".png"), json_file.with_suffix(".html")
-    write_picture(report, picture)
-    page.write_text(page_of(report), "utf-8")
-    return [picture, page]
+    return write_beside(json_file, report, write_picture, page_of)
 
 
 def write_picture(report: dict[str, Any], file: Path) -> None:

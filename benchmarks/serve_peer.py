@@ -78,16 +78,15 @@ async def beside(
 
 def _compared(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     rates = [[load["requests_per_second"] for load in loads] for loads in (ours, theirs)]
-    p50 = [[load["latency"]["p50_us"] / 1e3 for load in loads] for loads in (ours, theirs)]
-    return {
-        "corom": {
-            "requests_per_second": figures.spread(rates[0])._asdict(),
-            "p50_ms": figures.spread(p50[0])._asdict(),
-        },
-        "infinity": {
-            "requests_per_second": figures.spread(rates[1])._asdict(),
-            "p50_ms": figures.spread(p50[1])._asdict(),
-        },
+    p50_ms = [[load["latency"]["p50_us"] / 1e3 for load in loads] for loads in (ours, theirs)]
+    each = {
+        name: {
+            "requests_per_second": figures.spread(rate)._asdict(),
+            "p50_ms": figures.spread(p50)._asdict(),
+        }
+        for name, rate, p50 in zip(("corom", "infinity"), rates, p50_ms, strict=True)
+    }
+    return each | {
         "times the requests/s": figures.ratio_spread(*rates)._asdict(),
-        "p50 by infinity's": figures.ratio_spread(*p50)._asdict(),
+        "p50 by infinity's": figures.ratio_spread(*p50_ms)._asdict(),
     }

@@ -5,6 +5,7 @@ they compute. A request that cannot be answered gets an error of its own; the ot
 """
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from .triton_tensors import TRUNCATED
 from .vectors import normalize
 
 
-class _Model:
+class _Model(ABC):
     """What the models share: where they lie, and what config.pbtxt says."""
 
     def initialize(self, args: dict[str, str]) -> None:
@@ -30,8 +31,9 @@ class _Model:
         self._settings = {key: value["string_value"] for key, value in parameters.items()}
         self._open()
 
+    @abstractmethod
     def _open(self) -> None:
-        raise NotImplementedError
+        """Open what the model needs."""
 
     def finalize(self) -> None:
         """Release what was opened."""

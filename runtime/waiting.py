@@ -113,9 +113,12 @@ class Waiting:
             request.rows = [row for row in request.rows if row not in rows]
         passed = [self._requests.popleft() for _ in range(seen)]
         left = [request for request in passed if request.rows and not request.dropped]
-        others = [request for request in left if request not in served]
-        long = [request for request in left if request in served and self._is_long(request)]
-        short = [request for request in left if request in served and request not in long]
+        others: list[Request] = []
+        short: list[Request] = []
+        long: list[Request] = []
+        for request in left:
+            kind = others if request not in served else long if self._is_long(request) else short
+            kind.append(request)
         self._requests.extendleft(reversed([*others[:1], *short, *others[1:]]))
         self._requests.extend(long)
 
