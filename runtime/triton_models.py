@@ -35,9 +35,6 @@ class _Model(ABC):
     def _open(self) -> None:
         """Open what the model needs."""
 
-    def finalize(self) -> None:
-        """Release what was opened."""
-
 
 class TokenizerModel(_Model):
     """TEXT to what the encoder takes, and TRUNCATED; counts the texts that were cut."""
