@@ -61,10 +61,28 @@ FLOORS = (
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Passages, one a line (of .tsv the last column); default: made ones.",
 )
-@click.option("--rows", type=click.IntRange(100), default=10_000, show_default=True)
+@click.option(
+    "--rows",
+    type=click.IntRange(100),
+    default=10_000,
+    show_default=True,
+    help="Passages of the job.",
+)
 @click.option("--few-rows", type=click.IntRange(10), help="Rows of a short job, for its memory.")
-@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
-@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True)
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="How often all take turns.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="ray: measured beside local, which it is held against.",
+)
 @output_option
 @json_option
 def corpus(

@@ -46,8 +46,20 @@ AGAIN = 5
     help="How the calls of --rate come: as from independent callers, or evenly.",
 )
 @click.option("--concurrency", type=click.IntRange(1), help="Callers of single texts at once.")
-@click.option("--seconds", type=click.FloatRange(0.01), default=5.0, show_default=True)
-@click.option("--mix", type=click.Choice(MIXES), default="queries", show_default=True)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0.01),
+    default=5.0,
+    show_default=True,
+    help="What each load takes.",
+)
+@click.option(
+    "--mix",
+    type=click.Choice(MIXES),
+    default="queries",
+    show_default=True,
+    help="Which made texts, without --texts.",
+)
 @click.option("--texts", "file", type=click.Path(path_type=Path), help="One text a line.")
 @output_option
 @json_option

@@ -39,8 +39,20 @@ NEEDS = {"torch": "export", "transformers": "export", "onnx": "export", "matplot
     multiple=True,
     help="Rungs to export; repeatable. Default: those that this CPU executes.",
 )
-@click.option("--pooling", type=click.Choice(["cls", "mean"]), default="cls", show_default=True)
-@click.option("--max-length", type=click.IntRange(3), default=128, show_default=True)
+@click.option(
+    "--pooling",
+    type=click.Choice(["cls", "mean"]),
+    default="cls",
+    show_default=True,
+    help="Of all contestants.",
+)
+@click.option(
+    "--max-length",
+    type=click.IntRange(3),
+    default=128,
+    show_default=True,
+    help="Tokens a text is cut to, by all.",
+)
 @click.option("--threads", type=click.IntRange(1), help="For all alike; default: the CPUs here.")
 @click.option("--texts", "file", type=click.Path(path_type=Path), help="One text a line.")
 @click.option("--count", type=click.IntRange(2), default=400, show_default=True, help="Texts.")
@@ -52,7 +64,13 @@ NEEDS = {"torch": "export", "transformers": "export", "onnx": "export", "matplot
     show_default=True,
     help="Threads that ask corom's rungs for single texts at once; 0 leaves this out.",
 )
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="How often all take turns.",
+)
 @click.option("--only", multiple=True, help="Peers whose name has this; repeatable.")
 @click.option("--work", type=click.Path(path_type=Path), help="Folder for what is made on the way.")
 @click.option("--prepare-only", is_flag=True, help="Install and check everything; time nothing.")

@@ -45,11 +45,23 @@ _file = click.Path(path_type=Path, dir_okay=False)
 @click.option("--queries", type=_file, required=True, help="Queries: id and text.")
 @click.option("--qrels", type=_file, required=True, help="Lines of: query 0 passage relevance.")
 @click.option("--reference", metavar="SOURCE", help="What the bundle was made of, run by torch.")
-@click.option("--bm25/--no-bm25", default=True, show_default=True)
+@click.option("--bm25/--no-bm25", default=True, show_default=True, help="A row of BM25 as well.")
 @click.option("--max-length", type=click.IntRange(1), help="Tokens a text is cut to.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.")
-@click.option("--id-column", default="1", show_default=True)
-@click.option("--text-column", default="2", show_default=True)
+@click.option(
+    "--id-column",
+    default="1",
+    show_default=True,
+    metavar="NAME|NUMBER",
+    help="Column with the id; a number, from 1, where there is no header line.",
+)
+@click.option(
+    "--text-column",
+    default="2",
+    show_default=True,
+    metavar="NAME|NUMBER",
+    help="Column with the text, likewise.",
+)
 @click.option("--per-query", type=_file, metavar="FILE.jsonl", help="Every query's measures.")
 @output_option
 @json_option

@@ -34,7 +34,13 @@ PEER_SHARE = 0.4
 @click.command()
 @bundle_argument
 @encoder_options
-@click.option("--seconds", type=click.FloatRange(0.5), default=60.0, show_default=True)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0.5),
+    default=60.0,
+    show_default=True,
+    help="What each open loop takes.",
+)
 @click.option(
     "--arrivals",
     type=click.Choice(["poisson", "fixed"]),
@@ -50,7 +56,13 @@ PEER_SHARE = 0.4
     help="Seconds that an accepted request may take; the server's --request-timeout.",
 )
 @click.option("--queue-timeout", type=click.FloatRange(0.01), help="The server's own; see there.")
-@click.option("--mix", type=click.Choice(MIXES), default="queries", show_default=True)
+@click.option(
+    "--mix",
+    type=click.Choice(MIXES),
+    default="queries",
+    show_default=True,
+    help="Which made texts, without --texts.",
+)
 @click.option("--texts", "file", type=click.Path(path_type=Path), help="One text a line.")
 @click.option("--peer", type=click.Choice(["infinity"]), help="Its server too, in turns with ours.")
 @click.option("--source", help="With --peer: what BUNDLE was made of.")

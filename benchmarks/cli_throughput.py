@@ -22,8 +22,20 @@ from .texts import MIXES, Mix, made_texts, read_texts
     "--count", type=click.IntRange(1), default=2000, show_default=True, help="Texts made."
 )
 @click.option("--texts", "file", type=click.Path(path_type=Path), help="One text a line.")
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
-@click.option("--max-batch-tokens", type=click.IntRange(1), default=16384, show_default=True)
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="How often all take turns.",
+)
+@click.option(
+    "--max-batch-tokens",
+    type=click.IntRange(1),
+    default=16384,
+    show_default=True,
+    help="Padded tokens of one execution; a backend that is faster with less takes less.",
+)
 @output_option
 @json_option
 def throughput(

@@ -41,9 +41,21 @@ TEXTS = 128
 @click.command()
 @bundle_argument
 @click.option("--texts", "file", type=click.Path(path_type=Path), help="Your texts, one a line.")
-@click.option("--min-cosine", type=click.FloatRange(0, 1), default=0.999, show_default=True)
+@click.option(
+    "--min-cosine",
+    type=click.FloatRange(0, 1),
+    default=0.999,
+    show_default=True,
+    help="To torch; what is further off is left out.",
+)
 @click.option("--cpus", type=click.IntRange(1), help="At most; default: all of this process.")
-@click.option("--seconds", type=click.FloatRange(0.001), default=0.7, show_default=True)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0.001),
+    default=0.7,
+    show_default=True,
+    help="What each measurement takes at least.",
+)
 @json_option
 def tune(
     bundle: Path,
@@ -64,8 +76,8 @@ def tune(
     texts = (made_texts("queries", TEXTS) if file is None else read_texts(file))[:TEXTS]
     wanted = candidates(bundle, cpus or available_cpus())
     click.echo(
-        f"{len(wanted)} ways to execute, {len(BUDGETS) + 1} measurements of at least {seconds:g} s "
-        "each, and the fastest again; until the end nothing is changed",
+        f"{len(wanted)} ways to execute, each with up to {len(BUDGETS)} batch budgets, and the "
+        "fastest again; until the end nothing is changed",
         err=True,
     )
     show = sys.stderr is not None and sys.stderr.isatty()

@@ -19,8 +19,10 @@ from corom.runtime.parity import row_cosines
 from .contestants import Contestant, rungs
 from .figures import Spread, spread
 
-BUDGETS = (512, 1024, 2048, 4096)
-"""Padded tokens of one execution that are tried."""
+BUDGETS = (128, 256, 512, 1024, 2048, 4096)
+"""Padded tokens of one execution that are tried, until more of them cost much."""
+FALLING = 0.9
+"""Larger budgets are not tried once one reached less than this share of the best rate."""
 FINALISTS, FINAL_ROUNDS = 3, 5
 WARM_TEXTS = 24
 
@@ -88,17 +90,22 @@ def measure(
 ) -> Iterator[Measured]:
     """Yield what a way reaches with each batch budget; nothing if it misses the parity floor.
 
-    Parity is of the golden texts against their reference vectors, measured here.
+    Parity is of the golden texts against their reference vectors, measured here. A rate rises with
+    the budget, then falls: from where it has fallen no larger one is tried.
     """
     with way.open(bundle) as encoder:
         cosine = golden_cosine(bundle, encoder)
         if not cosine >= min_cosine:
             return
         p50 = alone_ms(encoder, texts, seconds)
+        best = 0.0
         for budget in BUDGETS:
             encoder.batch_tokens = budget
             rate = throughput(encoder, texts, seconds)
             yield Measured(way, budget, cosine, p50, rate)
+            if rate < FALLING * best:
+                return
+            best = max(best, rate)
 
 
 def golden_cosine(bundle: Path, encoder: Encoder) -> float:

@@ -40,7 +40,13 @@ from .triton_repository import write_repository
 @click.option(
     "--device", type=click.Choice(["cpu", "cuda"]), help="Default: cuda for tensorrt, else cpu."
 )
-@click.option("--precision", type=click.Choice(["auto", *PRECISIONS]), default="auto")
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", *PRECISIONS]),
+    default="auto",
+    show_default=True,
+    help="Of those in the bundle; auto: the most exact, or the engine's.",
+)
 @click.option("--engine", metavar="PATH", help="Which engine, if the bundle has several.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads of an instance.")
 @click.option(

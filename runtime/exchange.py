@@ -22,8 +22,14 @@ SWEEP_SECONDS = 0.01
 
 LATE = 3
 """How much later than expected a text may be served before it is given up."""
-PIECES = 2
-"""Pieces of one call that wait at a time: what its own texts wait for is not held against it."""
+BATCH_S = 0.02
+"""A batch is to take no longer than this, because who comes next waits for its end."""
+LEAST_TOKENS = 64
+"""A batch may be as large as this, however long it takes."""
+STRETCH = 5
+"""A request is due once it has taken this many times what it would take if it were alone."""
+TOKEN_S = 1e-4
+"""What a token is taken to last until it has been measured."""
 TRY_LATER = "Try again later, or elsewhere."
 
 
@@ -41,6 +47,7 @@ class Exchange:
         self._max_wait_s, self._max_queue_tokens = max_wait_s, max_queue_tokens
         self._max_queue_s = float("inf") if max_queue_s is None else max_queue_s
         self._pace = Pace(workers)
+        self._most_tokens = batch_tokens
         self._waiting = Waiting(batch_tokens)
         lock = threading.Lock()
         self._changed = threading.Condition(lock)
@@ -66,10 +73,10 @@ class Exchange:
             if tally.waiting_texts and not even_if_full:
                 self._refuse_if_full(waiting, request)
             if (own_s := self._pace.seconds(request.waiting_tokens)) is not None:
-                request.patience_s = LATE * self._max_queue_s + PIECES * own_s
+                request.patience_s = LATE * self._max_queue_s + STRETCH * own_s
             tally.waiting_tokens = waiting
             tally.waiting_texts += request.waiting_texts
-            self._waiting.add(request)
+            self._waiting.add(request, STRETCH * (self._pace.seconds(1) or TOKEN_S))
             self._changed.notify()
             if request.deadline is not None and request.deadline < self._earliest:
                 self._earliest = request.deadline
@@ -133,6 +140,8 @@ class Exchange:
         with self._changed:
             self._tally.run_seconds += seconds
             self._pace.note(sum(map(len, chosen.ids)), seconds)
+            within = max(LEAST_TOKENS, self._pace.tokens_within(BATCH_S))
+            self._waiting.batch_tokens = int(min(self._most_tokens, within))
             for usage in usages:
                 if usage is not None:
                     usage.inference_s += seconds

@@ -1,5 +1,7 @@
 """How fast batches were executed of late: what waits, in seconds."""
 
+import math
+
 
 class Pace:
     """How fast batches were executed of late."""
@@ -17,6 +19,10 @@ class Pace:
     def tokens_per_s(self) -> float | None:
         """Tokens a second of all workers; None until a batch was executed."""
         return self._workers * self._tokens / self._seconds if self._seconds > 0 else None
+
+    def tokens_within(self, seconds: float) -> float:
+        """Return how many tokens one worker executes in that time; infinity if not known yet."""
+        return seconds * self._tokens / self._seconds if self._seconds > 0 else math.inf
 
     def seconds(self, tokens: int) -> float | None:
         """Return how long so many tokens will take; None if it is not known yet."""

@@ -66,11 +66,13 @@ class Request:
         "asked",
         "deadline",
         "dropped",
+        "due",
         "future",
         "loop",
         "missing",
         "patience_s",
         "rows",
+        "token_s",
         "tokens",
         "usage",
         "vectors",
@@ -95,6 +97,10 @@ class Request:
         self.asked = time.monotonic()
         self.deadline = deadline
         """On ``time.monotonic``, as ``asked`` is."""
+        self.due = self.asked
+        """When the next of its batches should be done, for the order; nothing is lost if it is not."""
+        self.token_s = 0.0
+        """How much later that is for each of its tokens."""
         self.patience_s = float("inf")
         """How long it waits before it is given up."""
         self.dropped = False

@@ -1,10 +1,13 @@
-"""What waits, in the order in which it is served, and what of it makes the next batch.
+"""What waits, in the order in which it is due, and what of it makes the next batch.
 
-The oldest request leads, and texts of like length go with it. A request of many batches is served
-one at a time and then stands behind the others: nobody waits for all of it. Knows no threads.
+A request is due when it would be done on a machine that is some times slower and all its own. So a
+short one passes a long one, a long one is never put off for ever, and where more is asked than can
+be done all are late by as much. Of a very long one each leg is due in its turn. The request due
+first leads a batch, and texts of like length go with it. Knows no threads.
 """
 
-from collections import deque
+from bisect import insort
+from operator import attrgetter
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -15,6 +18,8 @@ from .tokens import Tokens
 
 POOL = 4
 """Batches' worth of texts that are looked at to make one batch of like lengths."""
+LEG = 5
+"""Batches' worth of texts of one request that are due together."""
 
 
 class Chosen(NamedTuple):
@@ -40,18 +45,22 @@ class Chosen(NamedTuple):
 
 
 class Waiting:
-    """Requests in the order in which they are served."""
+    """Requests in the order in which they are served.
+
+    ``batch_tokens``: upper bound of rows × padded length of a batch; it may change.
+    """
 
     def __init__(self, batch_tokens: int) -> None:
-        self._batch_tokens = batch_tokens
-        self._requests: deque[Request] = deque()
+        self.batch_tokens = batch_tokens
+        self._requests: list[Request] = []
 
     def __bool__(self) -> bool:
         return bool(self._requests)
 
-    def add(self, request: Request) -> None:
-        """Put a request behind all others."""
-        self._requests.append(request)
+    def add(self, request: Request, token_s: float) -> None:
+        """Let a request wait, due so many seconds after it was made for each of its tokens."""
+        request.token_s = token_s
+        self._put(request)
 
     def all(self) -> list[Request]:
         """Return every request."""
@@ -59,7 +68,7 @@ class Waiting:
 
     def forget_dropped(self) -> None:
         """Take out the requests that nobody wants any more."""
-        self._requests = deque(r for r in self._requests if not r.dropped)
+        self._requests = [request for request in self._requests if not request.dropped]
 
     def asked(self) -> float:
         """Return when the request that is served next was made."""
@@ -70,7 +79,7 @@ class Waiting:
         tokens = 0
         for request in self._requests:
             tokens += request.waiting_tokens
-            if tokens >= self._batch_tokens:
+            if tokens >= self.batch_tokens:
                 return True
         return False
 
@@ -78,14 +87,14 @@ class Waiting:
         """Take out the texts of the next batch; none if all requests were dropped."""
         pool: list[tuple[Request, int]] = []
         ids: list[list[int]] = []
-        seen, room = 0, POOL * self._batch_tokens
+        seen, room = 0, POOL * self.batch_tokens
         for request in self._requests:
             if room <= 0:
                 break
             seen += 1
             if request.dropped:
                 continue
-            share = min(self._batch_tokens, room)
+            share = min(self.batch_tokens, room)
             for row in reversed(request.rows):
                 if share <= 0:
                     break
@@ -94,33 +103,29 @@ class Waiting:
                 share -= len(ids[-1])
                 room -= len(ids[-1])
         lengths = np.array([len(row) for row in ids], np.int64)
-        plan = plan_batches(lengths, self._batch_tokens)
-        led_by_oldest: list[int] = next((rows.tolist() for rows in plan if 0 in rows), [])
-        chosen = Chosen([pool[k] for k in led_by_oldest], [ids[k] for k in led_by_oldest])
+        plan = plan_batches(lengths, self.batch_tokens)
+        led_by_first: list[int] = next((rows.tolist() for rows in plan if 0 in rows), [])
+        chosen = Chosen([pool[k] for k in led_by_first], [ids[k] for k in led_by_first])
         self._take(chosen, seen)
         return chosen
 
     def _take(self, chosen: Chosen, seen: int) -> None:
-        """Take texts out of the first ``seen`` requests.
-
-        One that was served and has more than a batch left goes to the end. What is left of less
-        goes behind the next, or few texts of unlike length would stand in line once for each.
-        """
+        """Take texts out of the first ``seen`` requests."""
         served: dict[Request, set[int]] = {}
         for request, row in chosen.texts:
             served.setdefault(request, set()).add(row)
+        passed = self._requests[:seen]
+        self._requests[:seen] = [r for r in passed if r not in served and not r.dropped]
         for request, rows in served.items():
             request.rows = [row for row in request.rows if row not in rows]
-        passed = [self._requests.popleft() for _ in range(seen)]
-        left = [request for request in passed if request.rows and not request.dropped]
-        others: list[Request] = []
-        short: list[Request] = []
-        long: list[Request] = []
-        for request in left:
-            kind = others if request not in served else long if self._is_long(request) else short
-            kind.append(request)
-        self._requests.extendleft(reversed([*others[:1], *short, *others[1:]]))
-        self._requests.extend(long)
+            if request.rows:
+                self._put(request)
 
-    def _is_long(self, request: Request) -> bool:
-        return sum(len(request.tokens.ids[row]) for row in request.rows) > self._batch_tokens
+    def _put(self, request: Request) -> None:
+        """Put a request where the leg is due that its next texts belong to."""
+        all_tokens = int(request.tokens.lengths.sum())
+        served = all_tokens - sum(len(request.tokens.ids[row]) for row in request.rows)
+        leg = LEG * self.batch_tokens
+        due_tokens = min(all_tokens, (served // leg + 1) * leg)
+        request.due = request.asked + request.token_s * due_tokens
+        insort(self._requests, request, key=attrgetter("due"))

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corom.benchmarks.contestants import Contestant
-from corom.benchmarks.tuning import Measured, Way, finalists, measure, pareto_front, ways
+from corom.benchmarks.tuning import BUDGETS, Measured, Way, finalists, measure, pareto_front, ways
 from corom.runtime import Encoder, load_manifest
 from corom.runtime.errors import InputError
 from corom.runtime.golden import GOLDEN_NAME, Golden, load_golden, save_golden
@@ -215,8 +215,22 @@ def test_a_way_below_the_parity_floor_is_not_timed(tiny_bundle: Path) -> None:
     way = Way("onnxruntime", "fp32", 1, 1)
     assert list(measure(tiny_bundle, way, ["头痛"], 1.1, 0.001)) == []
     found = list(measure(tiny_bundle, way, ["头痛", "发烧"], 0.9999, 0.001))
-    assert [one.batch_tokens for one in found] == [512, 1024, 2048, 4096]
+    budgets = [one.batch_tokens for one in found]
+    assert budgets == list(BUDGETS[: len(budgets)])
     assert all(one.cosine_min > 0.9999 for one in found)
+
+
+@pytest.mark.parametrize(
+    ("rates", "tried"),
+    [([1, 2, 3, 4, 5, 6], 6), ([5, 6, 5.5, 5.3, 1, 9], 4), ([5, 4, 9, 9, 9, 9], 2)],
+)
+def test_no_larger_budget_is_tried_once_the_rate_has_fallen(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, rates: list[float], tried: int
+) -> None:
+    given = iter(rates)
+    monkeypatch.setattr("corom.benchmarks.tuning.throughput", lambda *_: next(given))
+    found = list(measure(tiny_bundle, Way("onnxruntime", "fp32", 1, 1), ["头痛"], 0.9, 0.001))
+    assert [one.texts_per_second for one in found] == rates[:tried]
 
 
 # --- The command

@@ -77,6 +77,12 @@ def test_the_commands_document_has_every_flag_of_every_command() -> None:
             assert not flag.startswith("-") or re.search(rf"`.*{flag}\b", described[path]), flag
 
 
+@pytest.mark.parametrize("path", COMMANDS)
+def test_every_option_says_what_it_is_for(path: str) -> None:
+    for param in COMMANDS[path].params:
+        assert not isinstance(param, click.Option) or param.help, param.opts
+
+
 def called(document: Document) -> Iterator[tuple[str, str, int]]:
     """Yield path and arguments of every `corom …` that a document shows, with its line."""
     shown = [pair for kind in ("sh", "yaml", "ini", "text") for pair in document.lines(kind)]

@@ -1,27 +1,32 @@
-"""What waits: every text once, batches within their budget, nobody behind all of a long request."""
+"""What waits: every text once, batches within their budget, short before long, long not for ever."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from corom.runtime.options import Wish
 from corom.runtime.request import Request
 from corom.runtime.tokens import Tokens
-from corom.runtime.waiting import Waiting
+from corom.runtime.waiting import LEG, Waiting
 
 BUDGET = 64
+TOKEN_S = 0.01
 WISH = Wish("", True, 4, False)
 LENGTHS = st.lists(st.integers(1, 90), min_size=1, max_size=40)
 
 
-def request(lengths: list[int]) -> Request:
-    return Request(Tokens([[7] * n for n in lengths], np.array(lengths, np.int64), 0), WISH)
+def request(lengths: list[int], asked: float = 0.0) -> Request:
+    made = Request(Tokens([[7] * n for n in lengths], np.array(lengths, np.int64), 0), WISH)
+    made.asked = asked
+    return made
 
 
 def fill(*requests: list[int]) -> tuple[Waiting, list[Request]]:
+    """Return what waits of requests that were all made at once, and these."""
     waiting, made = Waiting(BUDGET), [request(lengths) for lengths in requests]
     for one in made:
-        waiting.add(one)
+        waiting.add(one, TOKEN_S)
     return waiting, made
 
 
@@ -44,21 +49,38 @@ def test_every_text_comes_exactly_once_in_batches_within_the_budget(
 
 
 @given(st.lists(LENGTHS, min_size=1, max_size=12))
-def test_the_oldest_request_is_in_the_next_batch(requests: list[list[int]]) -> None:
+def test_the_request_that_is_due_first_is_in_the_next_batch(requests: list[list[int]]) -> None:
     waiting, made = fill(*requests)
-    assert made[0] in {one for one, _ in waiting.next_batch().texts}
+    while waiting:
+        due = {one: one.due for one in made if one.rows}
+        served = {one for one, _ in waiting.next_batch().texts}
+        assert min(due.values()) == min(due[one] for one in served)
 
 
 @given(LENGTHS, st.integers(1, 6))
-def test_requests_of_many_texts_and_single_ones_take_turns(
-    lengths: list[int], singles: int
-) -> None:
+def test_a_long_request_lets_short_ones_pass(lengths: list[int], singles: int) -> None:
     """However long the first request, each of the others is served within a few batches."""
     waiting, made = fill(lengths * 20, *([[5]] * singles), [3] * 400)
-    for _ in range(singles + 2):
+    for _ in range(singles + 3):
         waiting.next_batch()
     assert not any(one.rows for one in made[1:-1])
     assert len(made[-1].rows) < 400
+
+
+@given(st.integers(1, 30), st.integers(1, BUDGET))
+def test_a_long_request_is_not_put_off_for_ever(texts: int, length: int) -> None:
+    """Short ones that alone would keep the machine busy leave it the share that it was promised."""
+    stretch = 5
+    waiting = Waiting(BUDGET)
+    long = request([length] * texts)
+    waiting.add(long, stretch)
+    now = came = 0.0
+    while long.rows:
+        while came <= now:
+            waiting.add(request([4], came), stretch)
+            came += 4
+        now += sum(map(len, waiting.next_batch().ids))
+    assert now <= stretch * (length * texts + BUDGET) * stretch / (stretch - 1) + 2 * BUDGET
 
 
 @given(st.lists(LENGTHS, max_size=12), st.data())
@@ -68,7 +90,7 @@ def test_dropped_requests_are_never_served(requests: list[list[int]], data: st.D
         one.dropped = data.draw(st.booleans())
     if data.draw(st.booleans()):
         waiting.forget_dropped()
-        assert waiting.all() == [one for one in made if not one.dropped]
+        assert set(waiting.all()) == {one for one in made if not one.dropped}
     served = set()
     while waiting:
         served |= {one for one, _ in waiting.next_batch().texts}
@@ -87,20 +109,35 @@ def test_a_batch_is_full_when_more_could_not_make_it_larger() -> None:
     assert fill([20], [44])[0].fill_a_batch()
 
 
-def test_a_request_of_a_batchs_size_stands_in_line_once() -> None:
-    """Its texts are of unlike length, so they go in several batches, in turns with the others."""
-    waiting, (few, *others) = fill([5, 30, 20], *([10 + k] for k in range(40)))
+def test_few_texts_of_unlike_length_do_not_stand_in_line_once_for_each() -> None:
+    """They go in several batches, which are due before what comes long after."""
+    waiting, (few, *_) = fill([5, 30, 20])
+    for k in range(40):
+        waiting.add(request([10 + k], asked=0.1 + k), TOKEN_S)
     batches = 0
     while few.rows:
         waiting.next_batch()
         batches += 1
     assert batches <= 5
-    assert sum(bool(other.rows) for other in others) > 10
+    assert len(waiting.all()) > 30
 
 
-def test_a_request_of_many_batches_lets_others_pass() -> None:
-    waiting, (many, other) = fill([30] * 20, [10])
-    assert len(waiting.next_batch().texts) == 2
-    assert len(many.rows) == 18
-    waiting.next_batch()
-    assert not other.rows
+def test_of_a_very_long_request_each_leg_is_due_in_its_turn() -> None:
+    leg = LEG * BUDGET
+    waiting, (long, middling) = fill([32] * leg, [32] * (leg // 32 + 4))
+    dues = set()
+    while long.rows:
+        dues.add(long.due)
+        waiting.next_batch()
+    assert sorted(dues) == pytest.approx([TOKEN_S * leg * k for k in range(1, 33)])
+    assert not middling.rows
+
+
+def test_a_budget_may_change() -> None:
+    waiting, (one,) = fill([10] * 60)
+    sizes = []
+    for budget in (64, 20, 5, 200):
+        waiting.batch_tokens = budget
+        sizes.append(len(waiting.next_batch().texts))
+    assert sizes == [6, 2, 1, 20]
+    assert len(one.rows) == 31
