@@ -69,6 +69,7 @@ class DynamicBatcher:
             positive("max_queue_tokens", max_queue_tokens),
             None if max_queue_s is None else not_negative("max_queue_s", max_queue_s),
             workers,
+            adaptive=encoder.adaptive,
         )
         self._process = os.getpid()
         # Who refers to it for longer than its user does so weakly.
@@ -77,7 +78,7 @@ class DynamicBatcher:
         _open.add(self)
         self._gone = weakref.finalize(self, _let_go, self._exchange, self._stay_open, os.getpid())
         self._gone.atexit = False
-        self._workers = Workers(self._exchange, encoder.run, workers)
+        self._workers = Workers(self._exchange, encoder.run, encoder.run_alone, workers)
 
     def submit(
         self, text: str, *, timeout: float | None = None, **options: Unpack[TextOptions]

@@ -52,7 +52,10 @@ class Encoder:
     fits, and keeps it in the cache. ``cuda_graphs``: replay one captured graph a shape; None does
     so with TensorRT and not with ONNX Runtime, whose replays run one at a time. ``tuned``: where
     backend, precision, threads and workers are left to corom, what `corom tune` found fastest here
-    for many texts ("throughput") or for one ("latency") is taken; "off" ignores it.
+    for many texts ("throughput") or for one ("latency") is taken; "off" ignores it. ``adaptive``:
+    for a ``DynamicBatcher`` on a CPU, where ``workers`` is left open: a batch by all threads while
+    nothing else is asked for, otherwise as many batches at once as threads. The model is opened
+    twice for that.
 
     Raises ``BundleError`` for a bundle that is incomplete or altered.
     """
@@ -71,6 +74,7 @@ class Encoder:
         engine_cache: EngineCache = "off",
         cuda_graphs: bool | None = None,
         tuned: Goal | Literal["off"] = "throughput",
+        adaptive: bool = False,
     ) -> None:
         folder = Path(bundle)
         self.manifest = manifest = load_manifest(folder)
@@ -78,6 +82,7 @@ class Encoder:
         cannot = partial(why_not_auto, folder, manifest, precision, engine_cache)
         self.backend_name, self.device = choose_backend(backend, device, cannot, precision)
         check_tuned(tuned)
+        adaptive = adaptive and workers is None and self.device == "cpu"
         left_open = backend == precision == "auto" and threads is None and workers is None
         self._goal, self._winner = tuned, None
         if left_open and self.device == "cpu" and tuned != "off":
@@ -85,6 +90,8 @@ class Encoder:
         if (winner := self._winner) is not None:
             self.backend_name, precision = winner.backend, winner.precision
             threads, workers = winner.threads, winner.workers
+            if adaptive:
+                threads, workers = threads * workers, None
         variant = choose_variant(manifest, precision, self.backend_name)
         self.precision = variant.precision
         self.truncated_texts = 0
@@ -95,17 +102,21 @@ class Encoder:
         threads = share if threads is None else positive("threads", threads)
         tokenizer_json = checked_file(folder, manifest.entry("tokenizer.json")).read_bytes()
         self._tokenizer = Tokenizer(tokenizer_json, self.max_length, manifest.max_positions)
-        self._backend = open_backend(
+        opened = partial(
+            open_backend,
             self.backend_name,
             self.device,
             folder,
             manifest,
             variant,
-            threads,
-            engine_cache,
-            cuda_graphs,
-            workers,
+            engine_cache=engine_cache,
+            cuda_graphs=cuda_graphs,
         )
+        self._wide = None
+        if adaptive and threads > 1:
+            self._wide = opened(threads=threads)
+            threads, workers = 1, threads
+        self._backend = opened(threads=threads, workers=workers)
         self.workers = workers or 1
         best_tokens = winner.batch_tokens if winner else self._backend.batch_tokens
         self.batch_tokens = min(max_batch_tokens, best_tokens)
@@ -215,6 +226,16 @@ class Encoder:
         self._refuse_if_closed()
         return self._backend.run(batch)
 
+    @property
+    def adaptive(self) -> bool:
+        """Whether a batch that is alone is executed by the threads of all workers."""
+        return self._wide is not None
+
+    def run_alone(self, batch: Batch) -> Vectors:
+        """As ``run``, by the threads of all workers; nothing else should be executed meanwhile."""
+        self._refuse_if_closed()
+        return (self._wide or self._backend).run(batch)
+
     def encode_tokens(self, tokens: Tokens) -> Vectors:
         """Return the un-normalized vectors (N, H) of N texts that are token ids already."""
         self._refuse_if_closed()
@@ -250,6 +271,8 @@ class Encoder:
         if not self._closed:
             self._closed = True
             self._backend.close()
+            if self._wide is not None:
+                self._wide.close()
 
     def __enter__(self) -> Self:
         return self

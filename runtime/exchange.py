@@ -43,9 +43,12 @@ class Exchange:
         max_queue_tokens: int,
         max_queue_s: float | None = None,
         workers: int = 1,
+        *,
+        adaptive: bool = False,
     ) -> None:
         self._max_wait_s, self._max_queue_tokens = max_wait_s, max_queue_tokens
         self._max_queue_s = float("inf") if max_queue_s is None else max_queue_s
+        self._workers, self._adaptive = workers, adaptive
         self._pace = Pace(workers)
         self._most_tokens = batch_tokens
         self._waiting = Waiting(batch_tokens)
@@ -92,13 +95,16 @@ class Exchange:
             return True
 
     def take(self) -> Chosen | None:
-        """Wait for texts and return the next batch; None once closed and empty."""
+        """Wait for texts and return the next batch; None once closed and empty.
+
+        While a batch is executed alone, by the threads of all, the others wait for its end.
+        """
         while True:
             with self._changed:
-                self._running.pop(threading.current_thread(), None)
+                self._stop_running()
                 idle = not self._waiting
-                while not self._waiting:
-                    if self._closed is not None:
+                while not self._waiting or self._one_is_alone():
+                    if self._closed is not None and not self._waiting:
                         if not self._running:
                             self._end()
                         return None
@@ -107,6 +113,8 @@ class Exchange:
                     self._wait_for_more()
                 expired: list[Outcome] = []
                 chosen = self._claim(expired)
+                if self._waiting:
+                    self._changed.notify()  # who put it there woke only this worker
             deliver(expired)
             if chosen.texts:
                 return chosen
@@ -135,11 +143,12 @@ class Exchange:
         ``seconds``: how long they took.
         """
         finished = _finish(chosen, vectors)
+        workers_s = seconds * self._workers if chosen.alone else seconds
         outcomes: list[Outcome] = []
         usages = {request.usage for request, _ in chosen.texts}
         with self._changed:
             self._tally.run_seconds += seconds
-            self._pace.note(sum(map(len, chosen.ids)), seconds)
+            self._pace.note(sum(map(len, chosen.ids)), workers_s)
             within = max(LEAST_TOKENS, self._pace.tokens_within(BATCH_S))
             self._waiting.batch_tokens = int(min(self._most_tokens, within))
             for usage in usages:
@@ -167,6 +176,7 @@ class Exchange:
         """Answer those whose texts a dead worker had in hand; if it had none, all that wait."""
         with self._changed:
             chosen = self._running.pop(worker, None)
+            self._changed.notify_all()  # it may have been alone
             requests = [r for r, _ in chosen.texts] if chosen else self._waiting.all()
             outcomes = self._fail(requests, lambda: WorkerError(why))
         deliver(outcomes)
@@ -222,9 +232,11 @@ class Exchange:
         if any(request.dropped for request, _ in chosen.texts):
             kept = [k for k, (request, _) in enumerate(chosen.texts) if not request.dropped]
             chosen = Chosen([chosen.texts[k] for k in kept], [chosen.ids[k] for k in kept])
+        if self._adaptive and not self._waiting and not self._running:
+            chosen = chosen._replace(alone=True)
         tally = self._tally
         tokens = 0
-        for (request, _), ids in zip(*chosen, strict=True):
+        for (request, _), ids in zip(chosen.texts, chosen.ids, strict=True):
             waited_s = now - request.asked
             request.waiting_texts -= 1
             request.waiting_tokens -= len(ids)
@@ -236,6 +248,15 @@ class Exchange:
             tally.batch(len(chosen.ids), tokens, max(map(len, chosen.ids)))
         self._running[threading.current_thread()] = chosen
         return chosen
+
+    def _stop_running(self) -> None:
+        """Note that this thread has nothing in hand any more."""
+        done = self._running.pop(threading.current_thread(), None)
+        if done is not None and done.alone and self._waiting:
+            self._changed.notify_all()
+
+    def _one_is_alone(self) -> bool:
+        return any(chosen.alone for chosen in self._running.values())
 
     def _sweep(self, now: float) -> list[Outcome]:
         """Give up all that has expired, waiting or being computed, and note the next deadline."""

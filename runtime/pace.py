@@ -11,7 +11,7 @@ class Pace:
         self._tokens = self._seconds = 0.0
 
     def note(self, tokens: int, seconds: float) -> None:
-        """Note a batch. Half of the measure is what the last seven batches were."""
+        """Note what one worker did. Half of the measure is what the last seven batches were."""
         self._tokens = 0.9 * self._tokens + tokens
         self._seconds = 0.9 * self._seconds + seconds
 

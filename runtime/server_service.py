@@ -51,7 +51,7 @@ class Service:
         """Open the encoder and warm it up. Takes seconds: call it in a thread."""
         settings = self.settings
         options = {"max_batch_tokens": settings.max_batch_tokens} | settings.encoder
-        self.encoder = encoder = Encoder(settings.bundle, **options)
+        self.encoder = encoder = Encoder(settings.bundle, adaptive=True, **options)
         prompt = settings.default_prompt_name
         if prompt is not None:
             encoder.encode([], prompt_name=prompt)  # refuses a prompt that is not there
@@ -109,4 +109,5 @@ def warm_up(encoder: Encoder, how: Warmup) -> None:
         rows = {1, min(8, full), full} if how == "full" or length == limit else {1}
         for count in sorted(rows):
             ids = np.ones((count, length), np.int64)
-            encoder.run(Batch(ids, np.full(count, length, np.int64)))
+            for run in (encoder.run, encoder.run_alone) if encoder.adaptive else (encoder.run,):
+                run(Batch(ids, np.full(count, length, np.int64)))

@@ -27,6 +27,8 @@ class Chosen(NamedTuple):
 
     texts: list[tuple[Request, int]]
     ids: list[list[int]]
+    alone: bool = False
+    """Nothing else is executed, or waits to be."""
 
     def batch(self) -> Batch:
         """Return the texts padded to the longest."""

@@ -15,10 +15,19 @@ logger = logging.getLogger("corom")
 
 
 class Workers:
-    """``count`` threads that take batches from an exchange, run them and give the vectors back."""
+    """``count`` threads that take batches from an exchange, run them and give the vectors back.
 
-    def __init__(self, exchange: Exchange, run: Callable[[Batch], Vectors], count: int) -> None:
-        self._exchange, self._run, self._count = exchange, run, count
+    ``run_alone``: runs a batch by the threads of all of them.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        run: Callable[[Batch], Vectors],
+        run_alone: Callable[[Batch], Vectors],
+        count: int,
+    ) -> None:
+        self._exchange, self._run, self._run_alone, self._count = exchange, run, run_alone, count
         self._threads: set[threading.Thread] = set()
         self._watch: threading.Thread | None = None
         self._starting = threading.Lock()
@@ -82,7 +91,8 @@ class Workers:
         """Run a batch; if it fails, in halves, so that a text that cannot be run fails alone."""
         start = time.perf_counter()
         try:
-            vectors = self._run(chosen.batch())
+            run = self._run_alone if chosen.alone else self._run
+            vectors = run(chosen.batch())
         except Exception as error:
             if len(chosen.texts) == 1:
                 self._exchange.fail(chosen.texts[0][0], error)

@@ -41,7 +41,7 @@ def test_every_text_comes_exactly_once_in_batches_within_the_budget(
         batch = chosen.batch()
         assert batch.input_ids.size <= BUDGET or len(chosen.texts) == 1
         assert batch.lengths.tolist() == [len(ids) for ids in chosen.ids]
-        for (one, row), ids in zip(*chosen, strict=True):
+        for (one, row), ids in zip(chosen.texts, chosen.ids, strict=True):
             assert one.tokens.ids[row] is ids
             seen.append((made.index(one), row))
     expected = [(k, row) for k, lengths in enumerate(requests) for row in range(len(lengths))]
