@@ -98,7 +98,7 @@ class Request:
         self.deadline = deadline
         """On ``time.monotonic``, as ``asked`` is."""
         self.due = self.asked
-        """When the next of its batches should be done, for the order; nothing is lost if it is not."""
+        """When its next texts should be done; only their order depends on it."""
         self.token_s = 0.0
         """How much later that is for each of its tokens."""
         self.patience_s = float("inf")

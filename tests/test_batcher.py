@@ -523,7 +523,7 @@ def test_a_worker_that_dies_alone_holds_nobody_up(
     assert adaptive._wide is not None
     run, reached, go_on = adaptive._wide.run, threading.Event(), threading.Event()
 
-    def die(batch: Batch) -> Any:
+    def die(_batch: Batch) -> Any:
         reached.set()
         assert go_on.wait(LONG)
         raise SystemExit

@@ -1,4 +1,4 @@
-"""What waits: every text once, batches within their budget, short before long, long not for ever."""
+"""What waits: every text once, batches within their budget, short before long, nothing for ever."""
 
 import numpy as np
 import pytest
