@@ -11,10 +11,9 @@ from typing import Literal, Self, Unpack, cast
 
 import numpy as np
 
-from .availability import why_not_auto
-from .backend import Streaming, choose_backend, choose_variant, open_backend
+from .backend import Streaming, open_backend
 from .batching import Batch, pad, plan_batches
-from .cpus import available_cpus
+from .choice import Asked, choose
 from .engine_cache import EngineCache
 from .errors import CoromError, InputError
 from .manifest import checked_file, load_manifest
@@ -31,7 +30,7 @@ from .options import (
 from .progress import progress_bar
 from .proof import prove
 from .tokens import Tokenizer, Tokens, Truncate, are_ids
-from .tuning import Goal, check_tuned, find_winner
+from .tuning import Goal
 from .vectors import Vectors, grow, similarity
 from .windows import windows
 
@@ -79,54 +78,39 @@ class Encoder:
         folder = Path(bundle)
         self.manifest = manifest = load_manifest(folder)
         self.max_length = manifest.max_length if max_length is None else max_length
-        cannot = partial(why_not_auto, folder, manifest, precision, engine_cache)
-        self.backend_name, self.device = choose_backend(backend, device, cannot, precision)
-        check_tuned(tuned)
-        adaptive = adaptive and workers is None and self.device == "cpu"
-        left_open = backend == precision == "auto" and threads is None and workers is None
-        self._goal, self._winner = tuned, None
-        if left_open and self.device == "cpu" and tuned != "off":
-            self._winner = find_winner(folder, manifest, tuned)
-        if (winner := self._winner) is not None:
-            self.backend_name, precision = winner.backend, winner.precision
-            threads, workers = winner.threads, winner.workers
-            if adaptive:
-                threads, workers = threads * workers, None
-        variant = choose_variant(manifest, precision, self.backend_name)
-        self.precision = variant.precision
+        asked = Asked(backend, device, precision, threads, workers, engine_cache, tuned, adaptive)
+        self._choice = choice = choose(folder, manifest, asked)
+        self.backend_name, self.device = choice.backend, choice.device
+        self.precision = choice.variant.precision
         self.truncated_texts = 0
         positive("max_batch_tokens", max_batch_tokens)
-        if workers is not None:
-            positive("workers", workers)
-        share = max(1, available_cpus() // (workers or 1))
-        threads = share if threads is None else positive("threads", threads)
         tokenizer_json = checked_file(folder, manifest.entry("tokenizer.json")).read_bytes()
         self._tokenizer = Tokenizer(tokenizer_json, self.max_length, manifest.max_positions)
         opened = partial(
             open_backend,
-            self.backend_name,
-            self.device,
+            choice.backend,
+            choice.device,
             folder,
             manifest,
-            variant,
+            choice.variant,
             engine_cache=engine_cache,
             cuda_graphs=cuda_graphs,
         )
+        self._backend = opened(threads=choice.threads, workers=choice.workers)
         self._wide = None
-        if adaptive and threads > 1:
-            self._wide = opened(threads=threads)
-            threads, workers = 1, threads
-        self._backend = opened(threads=threads, workers=workers)
-        self.workers = workers or 1
+        if choice.all_threads is not None:
+            self._wide = opened(threads=choice.all_threads)
+        self.workers = choice.workers or 1
+        winner = choice.winner
         best_tokens = winner.batch_tokens if winner else self._backend.batch_tokens
         self.batch_tokens = min(max_batch_tokens, best_tokens)
         self._closed = False
         self._before_close: dict[Callable[[], None], None] = {}
         self._lock = threading.Lock()
         # Without parity it is about to be measured, by the exporter.
-        rounded = self.precision in {"bf16", "int8"} and variant.parity
+        rounded = self.precision in {"bf16", "int8"} and choice.variant.parity
         if self.backend_name == "tensorrt" or rounded:
-            self._prove(folder, tokenizer_json, variant.tolerance.cosine_min)
+            self._prove(folder, tokenizer_json, choice.variant.tolerance.cosine_min)
         logger.info("%s: %s", manifest.name, self.choice)
 
     @property
@@ -137,8 +121,7 @@ class Encoder:
     @property
     def choice(self) -> str:
         """What executes, in words; says what "auto" chose."""
-        words = f"{self.precision} by {self.backend_name} on {self.device}"
-        return words if self._winner is None else f"{words}, tuned for {self._goal}"
+        return str(self._choice)
 
     def encode(
         self,

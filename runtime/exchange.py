@@ -9,8 +9,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
+from .admission import Admission
 from .counters import Counters, Tally
-from .errors import CoromError, DeadlineExceeded, Overloaded, WorkerError
+from .errors import CoromError, DeadlineExceeded, WorkerError
 from .pace import Pace
 from .request import Outcome, Request, deliver
 from .vectors import Vectors
@@ -18,19 +19,6 @@ from .waiting import Chosen, Waiting
 
 SWEEP_SECONDS = 0.01
 """How often, at most, all that waits is searched for what expired or was dropped."""
-
-
-LATE = 3
-"""How much later than expected a text may be served before it is given up."""
-BATCH_S = 0.02
-"""A batch is to take no longer than this, because who comes next waits for its end."""
-LEAST_TOKENS = 64
-"""A batch may be as large as this, however long it takes."""
-STRETCH = 5
-"""A request is due once it has taken this many times what it would take if it were alone."""
-TOKEN_S = 1e-4
-"""What a token is taken to last until it has been measured."""
-TRY_LATER = "Try again later, or elsewhere."
 
 
 class Exchange:
@@ -46,10 +34,9 @@ class Exchange:
         *,
         adaptive: bool = False,
     ) -> None:
-        self._max_wait_s, self._max_queue_tokens = max_wait_s, max_queue_tokens
-        self._max_queue_s = float("inf") if max_queue_s is None else max_queue_s
-        self._workers, self._adaptive = workers, adaptive
+        self._max_wait_s, self._adaptive = max_wait_s, adaptive
         self._pace = Pace(workers)
+        self._admission = Admission(max_queue_tokens, max_queue_s, self._pace)
         self._most_tokens = batch_tokens
         self._waiting = Waiting(batch_tokens)
         lock = threading.Lock()
@@ -72,14 +59,16 @@ class Exchange:
         with self._changed:
             if self._closed is not None:
                 raise CoromError(self._closed)
-            waiting = tally.waiting_tokens + request.waiting_tokens
+            admission, tokens = self._admission, request.waiting_tokens
             if tally.waiting_texts and not even_if_full:
-                self._refuse_if_full(waiting, request)
-            if (own_s := self._pace.seconds(request.waiting_tokens)) is not None:
-                request.patience_s = LATE * self._max_queue_s + STRETCH * own_s
-            tally.waiting_tokens = waiting
+                refusal = admission.why_not(tally.waiting_tokens, tokens)
+                if refusal is not None:
+                    tally.overloaded += 1
+                    raise refusal
+            request.patience_s = admission.patience_s(tokens)
+            tally.waiting_tokens += tokens
             tally.waiting_texts += request.waiting_texts
-            self._waiting.add(request, STRETCH * (self._pace.seconds(1) or TOKEN_S))
+            self._waiting.add(request, admission.token_s())
             self._changed.notify()
             if request.deadline is not None and request.deadline < self._earliest:
                 self._earliest = request.deadline
@@ -143,14 +132,12 @@ class Exchange:
         ``seconds``: how long they took.
         """
         finished = _finish(chosen, vectors)
-        workers_s = seconds * self._workers if chosen.alone else seconds
         outcomes: list[Outcome] = []
         usages = {request.usage for request, _ in chosen.texts}
         with self._changed:
             self._tally.run_seconds += seconds
-            self._pace.note(sum(map(len, chosen.ids)), workers_s)
-            within = max(LEAST_TOKENS, self._pace.tokens_within(BATCH_S))
-            self._waiting.batch_tokens = int(min(self._most_tokens, within))
+            self._pace.note(sum(map(len, chosen.ids)), seconds, alone=chosen.alone)
+            self._waiting.batch_tokens = self._pace.batch_tokens(self._most_tokens)
             for usage in usages:
                 if usage is not None:
                     usage.inference_s += seconds
@@ -197,22 +184,6 @@ class Exchange:
         with self._changed:
             running = sum(len(chosen.texts) for chosen in self._running.values())
             return self._tally.snapshot(running, self._pace.tokens_per_s)
-
-    def _refuse_if_full(self, waiting: int, request: Request) -> None:
-        """Raise ``Overloaded`` if too much waits, in tokens or in the time that they will take."""
-        tally = self._tally
-        wait_s = self._pace.seconds(tally.waiting_tokens) or 0.0
-        if waiting > self._max_queue_tokens:
-            limit = f"max_queue_tokens is {self._max_queue_tokens}"
-        elif wait_s > self._max_queue_s:
-            limit = f"they take {wait_s:.1f} s, and max_queue_s is {self._max_queue_s:g}"
-        else:
-            return
-        tally.overloaded += 1
-        raise Overloaded(
-            f"{tally.waiting_tokens} tokens wait already and this call has "
-            f"{request.waiting_tokens}; {limit}. {TRY_LATER}"
-        )
 
     def _wait_for_more(self) -> None:
         until = self._waiting.asked() + self._max_wait_s
@@ -288,10 +259,7 @@ class Exchange:
             if late:
                 error = DeadlineExceeded(f"the deadline passed after {waited_s:.3f} s of waiting.")
             else:
-                error = Overloaded(
-                    f"a text waited {waited_s:.3f} s for others; max_queue_s is "
-                    f"{self._max_queue_s:g}. {TRY_LATER}"
-                )
+                error = self._admission.waited(waited_s)
             expired.append((request, error))
 
     def _fail(self, requests: Iterable[Request], error: Callable[[], Exception]) -> list[Outcome]:

@@ -1,0 +1,76 @@
+"""Which backend, precision, threads and workers execute: as asked for, as tuned, as there are."""
+
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from .availability import why_not_auto
+from .backend import choose_backend, choose_variant
+from .cpus import available_cpus
+from .engine_cache import EngineCache
+from .manifest import Manifest, Variant
+from .options import positive
+from .tuning import Goal, Winner, check_tuned, find_winner
+
+
+class Asked(NamedTuple):
+    """What an encoder was asked for; see ``Encoder``."""
+
+    backend: str
+    device: str
+    precision: str
+    threads: int | None
+    workers: int | None
+    engine_cache: EngineCache
+    tuned: Goal | Literal["off"]
+    adaptive: bool
+
+
+class Choice(NamedTuple):
+    """What executes. ``winner``: of `corom tune`, if it decided."""
+
+    backend: str
+    device: str
+    variant: Variant
+    threads: int
+    """CPU threads of one execution."""
+    workers: int | None
+    """Executions at once; None is one."""
+    all_threads: int | None
+    """CPU threads of an execution that is alone, if that is to be opened as well."""
+    winner: Winner | None
+    goal: Goal | Literal["off"]
+
+    def __str__(self) -> str:
+        words = f"{self.variant.precision} by {self.backend} on {self.device}"
+        return words if self.winner is None else f"{words}, tuned for {self.goal}"
+
+
+def choose(folder: Path, manifest: Manifest, asked: Asked) -> Choice:
+    """Return what executes the bundle here.
+
+    Raises ``InputError`` for what does not exist, ``UnavailableError`` for what cannot run here.
+    """
+    backend, device, precision, threads, workers, engine_cache, tuned, adaptive = asked
+    cannot = partial(why_not_auto, folder, manifest, precision, engine_cache)
+    name, device = choose_backend(backend, device, cannot, precision)
+    check_tuned(tuned)
+    adaptive = adaptive and workers is None and device == "cpu"
+    left_open = backend == precision == "auto" and threads is None and workers is None
+    winner = None
+    if left_open and device == "cpu" and tuned != "off":
+        winner = find_winner(folder, manifest, tuned)
+    if winner is not None:
+        name, precision = winner.backend, winner.precision
+        threads, workers = winner.threads, winner.workers
+        if adaptive:
+            threads, workers = threads * workers, None
+    variant = choose_variant(manifest, precision, name)
+    if workers is not None:
+        positive("workers", workers)
+    share = max(1, available_cpus() // (workers or 1))
+    threads = share if threads is None else positive("threads", threads)
+    all_threads = None
+    if adaptive and threads > 1:
+        threads, workers, all_threads = 1, threads, threads
+    return Choice(name, device, variant, threads, workers, all_threads, winner, tuned)
