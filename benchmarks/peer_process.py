@@ -6,6 +6,7 @@ import os
 import queue
 import subprocess
 import tempfile
+import textwrap
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from corom.runtime.vectors import Vectors
 
 WORKER = Path(__file__).with_name("peer_worker.py")
 ANSWER_SECONDS = 600.0
+ERROR_CHARACTERS = 300
+"""Libraries' errors may list all they know."""
 
 
 class PeerError(CoromError):
@@ -68,7 +71,8 @@ class PeerProcess:
         except json.JSONDecodeError:
             raise PeerError(f"'{do}' was answered by no JSON: {line[:200]!r}") from None
         if "error" in answer:
-            raise PeerError(f"'{do}' failed: {answer['error']}")
+            why = textwrap.shorten(str(answer["error"]), ERROR_CHARACTERS, placeholder=" …")
+            raise PeerError(f"'{do}' failed: {why}")
         return answer
 
     def vectors(self, texts: list[str]) -> Vectors:

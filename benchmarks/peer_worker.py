@@ -29,7 +29,7 @@ Encode = Callable[[list[str], int | None], Any]
 Opened = tuple[Encode, list[str]]
 """Texts and a setting to vectors (N, H); the packages whose versions count. The setting of a
 library is the most rows of a batch."""
-ONNX, INT8 = "onnx/model.onnx", "onnx/model_qint8_{cpu}.onnx"
+ONNX, INT8 = "onnx/model.onnx", "onnx/model_int8_{cpu}.onnx"
 
 
 def prepare_sentence_transformers(job: dict[str, Any]) -> None:
@@ -46,7 +46,9 @@ def prepare_sentence_transformers(job: dict[str, Any]) -> None:
         from sentence_transformers import export_dynamic_quantized_onnx_model
 
         model = SentenceTransformer(str(folder), backend="onnx", model_kwargs={"file_name": ONNX})
-        export_dynamic_quantized_onnx_model(model, _int8_cpu(), str(folder))
+        # Its own names of files tell kinds of weights as well, which differ by processor.
+        suffix = f"int8_{_int8_cpu()}"
+        export_dynamic_quantized_onnx_model(model, _int8_cpu(), str(folder), file_suffix=suffix)
 
 
 def open_sentence_transformers(job: dict[str, Any]) -> Opened:

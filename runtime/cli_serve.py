@@ -66,6 +66,11 @@ def serving_options(command: Any) -> Any:  # noqa: ANN401
             help="Bytes of a request's body; more is answered with 413.",
         ),
         _option(
+            "--body-memory",
+            type=click.IntRange(1),
+            help="Bytes of all bodies that are being read; more is answered with 429.",
+        ),
+        _option(
             "--auto-truncate/--no-auto-truncate",
             help="Cut texts that are too long, and say so in x-truncated-texts; or refuse them.",
         ),

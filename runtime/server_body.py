@@ -5,42 +5,60 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from .server_errors import Refusal
+from .server_errors import Refusal, overloaded
 
 Asked = TypeVar("Asked")
+RETRY_AFTER_S = 1
 
 
-async def read_body(request: Any, limit: int, timeout_s: float) -> bytes:  # noqa: ANN401
-    """Return the body of a Starlette request.
+class Bodies:
+    """Reads bodies of Starlette requests: of each so many bytes, within so long, all in so much.
 
-    Raises ``Refusal``: 413 as soon as it is known to be longer than ``limit`` bytes, 408 if it has
-    not come within ``timeout_s``.
+    ``memory``: bytes of the bodies that are being read at the same time.
     """
-    headers = request.headers
-    declared = headers.get("content-length")
-    if declared is not None and int(declared) > limit:
-        raise too_large(limit)
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await _read(request, limit)
-    except TimeoutError:
-        raise Refusal(
-            408, "Timeout", f"the body did not arrive within {timeout_s:g} s.", close=True
-        ) from None
 
+    def __init__(self, limit: int, timeout_s: float, memory: int) -> None:
+        self._limit, self._timeout_s, self._memory = limit, timeout_s, memory
+        self._held = 0
 
-async def _read(request: Any, limit: int) -> bytes:  # noqa: ANN401
-    parts, size, more = [], 0, True
-    while more:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        more = message.get("more_body", False)
-        if size > limit:
-            raise too_large(limit, read=not more)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    async def read(self, request: Any) -> bytes:  # noqa: ANN401
+        """Return the body of a request.
+
+        Raises ``Refusal``: 413 as soon as it is known to be too long, 408 if it has not come in
+        time, 429 if others that have not come whole leave it no room.
+        """
+        declared = request.headers.get("content-length")
+        if declared is not None and int(declared) > self._limit:
+            raise too_large(self._limit)
+        parts: list[bytes] = []
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._read(request, parts)
+        except TimeoutError:
+            late = f"the body did not arrive within {self._timeout_s:g} s."
+            raise Refusal(408, "Timeout", late, close=True) from None
+        finally:
+            self._held -= sum(map(len, parts))
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def _read(self, request: Any, parts: list[bytes]) -> None:  # noqa: ANN401
+        size, more = 0, True
+        while more:
+            message = await request.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            part = message.get("body", b"")
+            parts.append(part)
+            size += len(part)
+            self._held += len(part)
+            more = message.get("more_body", False)
+            if size > self._limit:
+                raise too_large(self._limit, read=not more)
+            if more and self._held > self._memory:
+                why = f"{self._held} bytes of bodies are being read already (--body-memory)."
+                refusal = overloaded(why, RETRY_AFTER_S)
+                refusal.close = True
+                raise refusal
 
 
 class ClientGone(Exception):  # noqa: N818  # nobody is left to be told

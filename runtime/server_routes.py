@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from .server_body import check_content_type, decode, read_body
+from .server_body import Bodies, check_content_type, decode
 from .server_call import Call
 from .server_embedding import encode, respond, rows_at_once
 from .server_errors import Refusal, not_ready, overloaded
@@ -48,6 +48,8 @@ class Routes:
         self._service, self._settings = service, service.settings
         self._exposition = metrics.exposition
         self._started = int(time.time())
+        asked = service.settings
+        self._bodies = Bodies(asked.payload_limit, asked.body_timeout, asked.body_memory)
 
     def table(self) -> list[Route]:
         """Return every route."""
@@ -79,7 +81,7 @@ class Routes:
 
     def _post(self, kind: type, answer: Callable[..., Awaitable[Response]]) -> Endpoint:
         decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(kind)
-        service, settings = self._service, self._settings
+        service, settings, bodies = self._service, self._settings, self._bodies
 
         async def endpoint(request: Request) -> Response:
             check_content_type(request.headers.get("content-type"))
@@ -91,7 +93,7 @@ class Routes:
                 raise overloaded(why, service.retry_after_s())
             service.in_hand += 1
             try:
-                body = await read_body(request, settings.payload_limit, settings.body_timeout)
+                body = await bodies.read(request)
                 return await answer(request, decode(body, decoder))
             finally:
                 service.in_hand -= 1

@@ -24,6 +24,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_client_batch_size: int = 16384
     max_connections: int = 20_000
     payload_limit: int = 2_000_000
+    body_memory: int = 256_000_000
     auto_truncate: bool = True
     default_prompt: str | None = None
     default_prompt_name: str | None = None

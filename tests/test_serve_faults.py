@@ -360,6 +360,25 @@ def test_who_stops_half_way_is_answered_or_closed_in_time(impatient: Server, sen
         assert said == b"" or said.split()[1] == b"408"
 
 
+def test_half_bodies_of_many_clients_take_bounded_memory(tiny_bundle: Path, texts: Texts) -> None:
+    words = ["--payload-limit", "1000000", "--body-memory", "3000000", "--body-timeout", "20"]
+    whole = post(b"/embed", b'{"inputs": "%s"}' % (b"a" * 900_000))
+    with Server(corom_command(tiny_bundle, words), {}) as server, ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(connect(server.url)).sendall(whole[:-100_000])
+        require_right(server.url, texts, 0.2)  # a body that comes whole at once needs no room
+        refused = stack.enter_context(connect(server.url))
+        refused.settimeout(10)
+        refused.sendall(whole[:-1])
+        said = read_all(refused)
+        assert said.split()[1] == b"429", said
+        assert b"retry-after: 1" in said.lower()
+        require_error(b"/embed", said.partition(b"\r\n\r\n")[2])
+        assert b"--body-memory" in said
+        stack.close()
+        assert ask(server.url, whole)[0] == 200
+
+
 @pytest.mark.parametrize("linger", [False, True], ids=["closed", "reset"])
 def test_who_leaves_half_way_costs_nothing(impatient: Server, linger: bool) -> None:
     whole = post(b"/v1/embeddings", json.dumps({"input": ["头痛" * 60] * 64}).encode())
