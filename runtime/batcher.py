@@ -39,9 +39,9 @@ class DynamicBatcher:
     """Puts texts that many callers ask for at the same time into batches. Threads may share it.
 
     ``max_batch_tokens``: upper bound of rows × padded length of a batch; None takes the encoder's.
-    ``max_wait_us``: how long a busy worker may wait for a batch to fill up, counted from its oldest
-    text; an idle one takes what is there at once. ``max_queue_tokens``: tokens that may wait; a
-    call beyond that is refused with ``Overloaded``. ``max_queue_s``: likewise, seconds
+    ``max_wait_us``: how long a busy worker may wait for a batch to fill up, counted from the text
+    that is due first; an idle one takes what is there at once. ``max_queue_tokens``: tokens that
+    may wait; a call beyond that is refused with ``Overloaded``. ``max_queue_s``: likewise, seconds
     that all that waits may take at the pace measured; a text that has waited for others three
     times as long after all is given up with ``Overloaded``. None for no limit.
 

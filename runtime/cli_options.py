@@ -44,7 +44,8 @@ def encoder_options(command: Command) -> Command:
         click.option(
             "--workers",
             type=click.IntRange(1),
-            help="Batches executed at once, which share those CPUs; default: 1.",
+            help="Batches executed at once, which share those CPUs; default: 1, and for "
+            "`corom serve` one a thread while there is much to do.",
         ),
         click.option("--max-length", type=click.IntRange(1), help="Tokens a text is cut to."),
         click.option(

@@ -33,7 +33,7 @@ class Counters(NamedTuple):
     """Executed texts by how long they waited: item k counts waits below 2**k microseconds that
     no item before it counts."""
     run_seconds: float
-    """Time that executions took, added up."""
+    """Time that executions took, added up; one by the threads of all workers counts for each."""
     sizes: tuple[int, ...]
     """Batches by their texts: item k counts those below 2**k that no item before it counts."""
     token_sizes: tuple[int, ...]

@@ -53,8 +53,8 @@ class Encoder:
     backend, precision, threads and workers are left to corom, what `corom tune` found fastest here
     for many texts ("throughput") or for one ("latency") is taken; "off" ignores it. ``adaptive``:
     for a ``DynamicBatcher`` on a CPU, where ``workers`` is left open: a batch by all threads while
-    nothing else is asked for, otherwise as many batches at once as threads. The model is opened
-    twice for that.
+    nothing else is asked for, otherwise as many batches at once as threads, whatever was tuned. The
+    model is opened twice for that, and ``encode`` takes one thread a batch.
 
     Raises ``BundleError`` for a bundle that is incomplete or altered.
     """
@@ -99,7 +99,11 @@ class Encoder:
         self._backend = opened(threads=choice.threads, workers=choice.workers)
         self._wide = None
         if choice.all_threads is not None:
-            self._wide = opened(threads=choice.all_threads)
+            try:
+                self._wide = opened(threads=choice.all_threads)
+            except BaseException:
+                self._backend.close()
+                raise
         self.workers = choice.workers or 1
         winner = choice.winner
         best_tokens = winner.batch_tokens if winner else self._backend.batch_tokens
@@ -253,9 +257,9 @@ class Encoder:
             call()
         if not self._closed:
             self._closed = True
-            self._backend.close()
-            if self._wide is not None:
-                self._wide.close()
+            for backend in (self._wide, self._backend):
+                if backend is not None:
+                    backend.close()
 
     def __enter__(self) -> Self:
         return self

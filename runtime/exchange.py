@@ -34,14 +34,14 @@ class Exchange:
         *,
         adaptive: bool = False,
     ) -> None:
-        self._max_wait_s, self._adaptive = max_wait_s, adaptive
+        self._max_wait_s, self._workers, self._adaptive = max_wait_s, workers, adaptive
         self._pace = Pace(workers)
         self._admission = Admission(max_queue_tokens, max_queue_s, self._pace)
         self._most_tokens = batch_tokens
         self._waiting = Waiting(batch_tokens)
         lock = threading.Lock()
         self._changed = threading.Condition(lock)
-        self._due = threading.Condition(lock)
+        self._deadline_came = threading.Condition(lock)
         """Notified when a deadline comes that is earlier than ``_earliest``."""
         self._earliest = math.inf
         self._running: dict[threading.Thread, Chosen] = {}
@@ -72,7 +72,7 @@ class Exchange:
             self._changed.notify()
             if request.deadline is not None and request.deadline < self._earliest:
                 self._earliest = request.deadline
-                self._due.notify()
+                self._deadline_came.notify()
 
     def drop(self, request: Request) -> bool:
         """Forget a request whose caller has gone; False if it is too late to spare the work."""
@@ -96,10 +96,13 @@ class Exchange:
                     if self._closed is not None and not self._waiting:
                         if not self._running:
                             self._end()
+                        self._changed.notify_all()  # others may have waited for one that was alone
                         return None
                     self._changed.wait()
                 if not idle and self._max_wait_s:
                     self._wait_for_more()
+                    if not self._waiting or self._one_is_alone():
+                        continue
                 expired: list[Outcome] = []
                 chosen = self._claim(expired)
                 if self._waiting:
@@ -113,13 +116,13 @@ class Exchange:
 
         Workers leave out of a batch what has expired, but may be in a long one meanwhile.
         """
-        with self._due:
+        with self._deadline_came:
             while True:
                 now = time.monotonic()
                 wait_s = max(self._earliest, self._swept + SWEEP_SECONDS) - now
                 if self._ended or wait_s <= 0:
                     break
-                self._due.wait(min(wait_s, threading.TIMEOUT_MAX))
+                self._deadline_came.wait(min(wait_s, threading.TIMEOUT_MAX))
             if self._ended:
                 return False
             expired = self._sweep(now)
@@ -135,7 +138,7 @@ class Exchange:
         outcomes: list[Outcome] = []
         usages = {request.usage for request, _ in chosen.texts}
         with self._changed:
-            self._tally.run_seconds += seconds
+            self._tally.run_seconds += seconds * self._workers if chosen.alone else seconds
             self._pace.note(sum(map(len, chosen.ids)), seconds, alone=chosen.alone)
             self._waiting.batch_tokens = self._pace.batch_tokens(self._most_tokens)
             for usage in usages:
@@ -223,7 +226,7 @@ class Exchange:
     def _stop_running(self) -> None:
         """Note that this thread has nothing in hand any more."""
         done = self._running.pop(threading.current_thread(), None)
-        if done is not None and done.alone and self._waiting:
+        if done is not None and done.alone:
             self._changed.notify_all()
 
     def _one_is_alone(self) -> bool:
@@ -244,7 +247,7 @@ class Exchange:
     def _end(self) -> None:
         """Have nobody wait for deadlines any more."""
         self._ended = True
-        self._due.notify()
+        self._deadline_came.notify()
 
     def _expire(self, now: float, requests: Iterable[Request], expired: list[Outcome]) -> None:
         for request in requests:

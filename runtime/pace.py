@@ -2,6 +2,7 @@
 
 BATCH_S = 0.02
 """A batch is to take no longer than this, because who comes next waits for its end."""
+STALL = 10
 LEAST_TOKENS = 64
 """A batch may be as large as this, however long it takes."""
 
@@ -16,10 +17,14 @@ class Pace:
     def note(self, tokens: int, seconds: float, *, alone: bool = False) -> None:
         """Note a batch; ``alone``: the threads of all workers executed it.
 
-        Half of the measure is what the last seven batches were.
+        Half of the measure is what the last seven batches were. One that was held up (a machine
+        that was paused, memory that was fetched) counts as one that took ``STALL`` times as long.
         """
+        worker_s = seconds * self._workers if alone else seconds
+        if self._tokens:
+            worker_s = min(worker_s, STALL * tokens * self._seconds / self._tokens)
         self._tokens = 0.9 * self._tokens + tokens
-        self._seconds = 0.9 * self._seconds + (seconds * self._workers if alone else seconds)
+        self._seconds = 0.9 * self._seconds + worker_s
 
     @property
     def tokens_per_s(self) -> float | None:

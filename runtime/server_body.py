@@ -34,12 +34,13 @@ class Bodies:
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._read(request, parts)
+            return parts[0] if len(parts) == 1 else b"".join(parts)
         except TimeoutError:
             late = f"the body did not arrive within {self._timeout_s:g} s."
             raise Refusal(408, "Timeout", late, close=True) from None
         finally:
             self._held -= sum(map(len, parts))
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+            parts.clear()  # a refusal refers to this frame, and lives until the client has it
 
     async def _read(self, request: Any, parts: list[bytes]) -> None:  # noqa: ANN401
         size, more = 0, True
@@ -54,8 +55,9 @@ class Bodies:
             more = message.get("more_body", False)
             if size > self._limit:
                 raise too_large(self._limit, read=not more)
-            if more and self._held > self._memory:
-                why = f"{self._held} bytes of bodies are being read already (--body-memory)."
+            others = self._held - size
+            if more and others > self._memory:
+                why = f"{others} bytes of bodies are being read already (--body-memory)."
                 refusal = overloaded(why, RETRY_AFTER_S)
                 refusal.close = True
                 raise refusal

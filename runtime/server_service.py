@@ -6,6 +6,7 @@ HTTP.
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -109,5 +110,8 @@ def warm_up(encoder: Encoder, how: Warmup) -> None:
         rows = {1, min(8, full), full} if how == "full" or length == limit else {1}
         for count in sorted(rows):
             ids = np.ones((count, length), np.int64)
-            for run in (encoder.run, encoder.run_alone) if encoder.adaptive else (encoder.run,):
-                run(Batch(ids, np.full(count, length, np.int64)))
+            batch = Batch(ids, np.full(count, length, np.int64))
+            encoder.run_alone(batch)
+            # At once, so that each worker has what it keeps for itself.
+            with ThreadPoolExecutor(encoder.workers) as workers:
+                list(workers.map(encoder.run, [batch] * encoder.workers))

@@ -41,8 +41,8 @@ class Chosen(NamedTuple):
         first, second = slice(0, middle), slice(middle, None)
         kind = type(self)
         return (
-            kind(self.texts[first], self.ids[first]),
-            kind(self.texts[second], self.ids[second]),
+            kind(self.texts[first], self.ids[first], self.alone),
+            kind(self.texts[second], self.ids[second], self.alone),
         )
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corom.runtime.options import Wish
@@ -67,6 +67,7 @@ def test_a_long_request_lets_short_ones_pass(lengths: list[int], singles: int) -
     assert len(made[-1].rows) < 400
 
 
+@settings(deadline=None)
 @given(st.integers(1, 30), st.integers(1, BUDGET))
 def test_a_long_request_is_not_put_off_for_ever(texts: int, length: int) -> None:
     """Short ones that alone would keep the machine busy leave it the share that it was promised."""
