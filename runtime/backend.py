@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .batching import Batch
+from .cpus import int8_saturates
 from .engine_cache import EngineCache
 from .errors import InputError, UnavailableError
 from .manifest import Manifest, Precision, Variant, checked_file
@@ -51,10 +52,11 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 def pairs(precision: str = "auto") -> list[tuple[str, str]]:
     """Return every backend with every device it runs on, in the order "auto" tries them.
 
-    Who asks for bf16 or int8 asks for speed: on CPUs that is OpenVINO's first.
+    Who asks for bf16 or int8 asks for speed: on CPUs that is OpenVINO's first, but for int8 on
+    processors without VNNI, where ONNX Runtime is twice as fast.
     """
     found = [(name, device) for name, devices in BACKENDS.items() for device in devices]
-    if precision in {"bf16", "int8"}:
+    if precision == "bf16" or (precision == "int8" and not int8_saturates()):
         found.sort(key=lambda pair: pair == ("onnxruntime", "cpu"))
     return found
 

@@ -258,6 +258,22 @@ def test_auto_takes_the_first_that_can_run() -> None:
         choose_backend("tensorrt", "cpu", nothing_but())
 
 
+@pytest.mark.parametrize(
+    ("precision", "saturates", "first"),
+    [
+        ("int8", False, "openvino"),
+        ("int8", True, "onnxruntime"),
+        ("bf16", True, "openvino"),
+        ("fp32", False, "onnxruntime"),
+    ],
+)
+def test_auto_takes_what_is_fastest_on_a_cpu_for_a_precision_that_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, precision: str, saturates: bool, first: str
+) -> None:
+    monkeypatch.setattr("corom.runtime.backend.int8_saturates", lambda: saturates)
+    assert choose_backend("auto", "cpu", lambda *_: None, precision) == (first, "cpu")
+
+
 def test_auto_precision_is_fp16_for_tensorrt_only(bundle: Path) -> None:
     manifest = manifest_of(bundle)
     assert choose_variant(manifest, "auto", "tensorrt").precision == "fp16"
