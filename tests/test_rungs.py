@@ -143,7 +143,7 @@ def test_every_rung_verifies(corom: Corom, ladder: Path) -> None:
         ({}, "fp32 by onnxruntime"),
         ({"precision": "fp32"}, "fp32 by onnxruntime"),
         ({"backend": "openvino"}, "fp32 by openvino"),
-        ({"precision": "int8"}, "int8 by openvino"),
+        ({"precision": "int8"}, f"int8 by {'onnxruntime' if int8_saturates() else 'openvino'}"),
         ({"precision": "int8", "backend": "onnxruntime"}, "int8 by onnxruntime"),
         pytest.param(
             {"precision": "bf16"},

@@ -361,7 +361,7 @@ def test_who_stops_half_way_is_answered_or_closed_in_time(impatient: Server, sen
 
 
 def test_half_bodies_of_many_clients_take_bounded_memory(tiny_bundle: Path, texts: Texts) -> None:
-    words = ["--payload-limit", "1000000", "--body-memory", "3000000", "--body-timeout", "20"]
+    words = ["--payload-limit", "1000000", "--body-memory", "2000000", "--body-timeout", "20"]
     whole = post(b"/embed", b'{"inputs": "%s"}' % (b"a" * 900_000))
     with Server(corom_command(tiny_bundle, words), {}) as server, ExitStack() as stack:
         for _ in range(3):
