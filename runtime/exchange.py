@@ -90,13 +90,15 @@ class Exchange:
         """
         while True:
             with self._changed:
-                self._stop_running()
+                # If it was alone, the others still sleep: this thread takes what waits now, and
+                # wakes another if that leaves something.
+                self._running.pop(threading.current_thread(), None)
                 idle = not self._waiting
                 while not self._waiting or self._one_is_alone():
                     if self._closed is not None and not self._waiting:
                         if not self._running:
                             self._end()
-                        self._changed.notify_all()  # others may have waited for one that was alone
+                        self._changed.notify_all()  # they may have waited for this one's end
                         return None
                     self._changed.wait()
                 if not idle and self._max_wait_s:
@@ -222,12 +224,6 @@ class Exchange:
             tally.batch(len(chosen.ids), tokens, max(map(len, chosen.ids)))
         self._running[threading.current_thread()] = chosen
         return chosen
-
-    def _stop_running(self) -> None:
-        """Note that this thread has nothing in hand any more."""
-        done = self._running.pop(threading.current_thread(), None)
-        if done is not None and done.alone:
-            self._changed.notify_all()
 
     def _one_is_alone(self) -> bool:
         return any(chosen.alone for chosen in self._running.values())
