@@ -43,7 +43,7 @@ class Service:
     def prefix(self, prompt_name: str | None) -> str:
         """Return what a prompt of this name, or the default one, puts before each text."""
         settings = self.settings
-        name = prompt_name or settings.default_prompt_name
+        name = settings.default_prompt_name if prompt_name is None else prompt_name
         if name is None and settings.default_prompt is not None:
             return settings.default_prompt
         return check_options(self.encoder.manifest, prompt_name=name).prefix

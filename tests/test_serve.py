@@ -1,6 +1,7 @@
 """`corom serve`, the real process over loopback: routes, forms of errors, limits."""
 
 import base64
+import itertools
 import json
 import re
 import socket
@@ -245,8 +246,9 @@ def test_prompts(serve: Serve, tiny_mean_bundle: Path) -> None:
         _, reply, _ = ask(f"{url}/embed", {"inputs": "头痛", "prompt_name": "document"})
         plain = encoder.encode(["头痛"], prompt_name="document")
         np.testing.assert_allclose(np.array(reply), plain, atol=1e-5)
-        status, reply, _ = ask(f"{url}/embed", {"inputs": "头痛", "prompt_name": "x"})
-        assert (status, "prompts: query, document" in refused(reply, "/")) == (422, True)
+        for route, name in itertools.product(("/embed", "/tokenize"), ("x", "")):
+            status, reply, _ = ask(url + route, {"inputs": "头痛", "prompt_name": name})
+            assert (status, "prompts: query, document" in refused(reply, "/")) == (422, True)
         status, reply, _ = ask(f"{url}/embed", {"inputs": [1, 2]})
         assert (status, "before token ids" in refused(reply, "/")) == (422, True)
         _, reply, _ = ask(f"{url}/tokenize", {"inputs": "头痛", "add_special_tokens": False})
