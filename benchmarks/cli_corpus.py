@@ -19,6 +19,7 @@ from corom.runtime import Encoder, VectorIndex, search
 from corom.runtime.cli_options import bundle_argument, encoder_options, json_option
 from corom.runtime.shard_manifest import MANIFEST, PARTIAL
 
+from .cli_options import rounds_option
 from .figures import ratio_spread, spread, text_table
 from .report import output_option, show
 from .texts import made_texts, read_texts
@@ -69,13 +70,7 @@ FLOORS = (
     help="Passages of the job.",
 )
 @click.option("--few-rows", type=click.IntRange(10), help="Rows of a short job, for its memory.")
-@click.option(
-    "--rounds",
-    type=click.IntRange(1),
-    default=3,
-    show_default=True,
-    help="How often all take turns.",
-)
+@rounds_option(default=3)
 @click.option(
     "--engine",
     type=click.Choice(["local", "ray"]),

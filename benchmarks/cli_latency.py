@@ -14,6 +14,7 @@ from corom.runtime import Encoder
 from corom.runtime.cli_options import bundle_argument, encoder_options, json_option
 
 from . import figures
+from .cli_options import mix_option
 from .load import (
     Arrivals,
     Seconds,
@@ -25,7 +26,7 @@ from .load import (
     open_loop_submitted,
 )
 from .report import output_option, show
-from .texts import MIXES, Mix, made_texts, read_texts
+from .texts import Mix, made_texts, read_texts
 
 TEXTS = 2000
 WARM_CALLS = 50
@@ -53,13 +54,7 @@ AGAIN = 5
     show_default=True,
     help="What each load takes.",
 )
-@click.option(
-    "--mix",
-    type=click.Choice(MIXES),
-    default="queries",
-    show_default=True,
-    help="Which made texts, without --texts.",
-)
+@mix_option
 @click.option("--texts", "file", type=click.Path(path_type=Path), help="One text a line.")
 @output_option
 @json_option

@@ -16,6 +16,7 @@ from corom.runtime.errors import InputError, missing_extra
 from corom.runtime.manifest import Pooling
 from corom.runtime.progress import progress_bar
 
+from .cli_options import rounds_option
 from .contestants import PEERS, Contestant, as_executed, rungs
 from .machine import describe_machine
 from .report import output_option, save, stamped
@@ -64,13 +65,7 @@ NEEDS = {"torch": "export", "transformers": "export", "onnx": "export", "matplot
     show_default=True,
     help="Threads that ask corom's rungs for single texts at once; 0 leaves this out.",
 )
-@click.option(
-    "--rounds",
-    type=click.IntRange(1),
-    default=5,
-    show_default=True,
-    help="How often all take turns.",
-)
+@rounds_option(default=5)
 @click.option("--only", multiple=True, help="Peers whose name has this; repeatable.")
 @click.option("--work", type=click.Path(path_type=Path), help="Folder for what is made on the way.")
 @click.option("--prepare-only", is_flag=True, help="Install and check everything; time nothing.")

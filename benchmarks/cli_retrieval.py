@@ -7,7 +7,12 @@ from typing import Any
 import click
 import msgspec
 
-from corom.runtime.cli_options import bundle_argument, json_option
+from corom.runtime.cli_options import (
+    bundle_argument,
+    id_column_option,
+    json_option,
+    text_column_option,
+)
 from corom.runtime.errors import InputError, missing_extra
 from corom.runtime.manifest import Manifest, load_manifest
 from corom.runtime.row import Columns
@@ -48,20 +53,8 @@ _file = click.Path(path_type=Path, dir_okay=False)
 @click.option("--bm25/--no-bm25", default=True, show_default=True, help="A row of BM25 as well.")
 @click.option("--max-length", type=click.IntRange(1), help="Tokens a text is cut to.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.")
-@click.option(
-    "--id-column",
-    default="1",
-    show_default=True,
-    metavar="NAME|NUMBER",
-    help="Column with the id; a number, from 1, where there is no header line.",
-)
-@click.option(
-    "--text-column",
-    default="2",
-    show_default=True,
-    metavar="NAME|NUMBER",
-    help="Column with the text, likewise.",
-)
+@id_column_option
+@text_column_option
 @click.option("--per-query", type=_file, metavar="FILE.jsonl", help="Every query's measures.")
 @output_option
 @json_option

@@ -13,10 +13,11 @@ from corom.runtime.cache import cache_root
 from corom.runtime.cli_options import bundle_argument, encoder_options, json_option
 from corom.runtime.errors import missing_extra
 
+from .cli_options import mix_option
 from .contestants import COSINE_MIN
 from .load import Arrivals
 from .report import output_option, show
-from .texts import MIXES, Mix, made_texts, read_texts
+from .texts import Mix, made_texts, read_texts
 
 if TYPE_CHECKING:
     from .http_server import Server
@@ -56,13 +57,7 @@ PEER_SHARE = 0.4
     help="Seconds that an accepted request may take; the server's --request-timeout.",
 )
 @click.option("--queue-timeout", type=click.FloatRange(0.01), help="The server's own; see there.")
-@click.option(
-    "--mix",
-    type=click.Choice(MIXES),
-    default="queries",
-    show_default=True,
-    help="Which made texts, without --texts.",
-)
+@mix_option
 @click.option("--texts", "file", type=click.Path(path_type=Path), help="One text a line.")
 @click.option("--peer", type=click.Choice(["infinity"]), help="Its server too, in turns with ours.")
 @click.option("--source", help="With --peer: what BUNDLE was made of.")

@@ -9,6 +9,7 @@ import click
 from corom.runtime import Encoder
 from corom.runtime.cli_options import bundle_argument, encoder_options, json_option
 
+from .cli_options import rounds_option
 from .figures import Spread, spread, text_table
 from .report import output_option, show
 from .texts import MIXES, Mix, made_texts, read_texts
@@ -22,13 +23,7 @@ from .texts import MIXES, Mix, made_texts, read_texts
     "--count", type=click.IntRange(1), default=2000, show_default=True, help="Texts made."
 )
 @click.option("--texts", "file", type=click.Path(path_type=Path), help="One text a line.")
-@click.option(
-    "--rounds",
-    type=click.IntRange(1),
-    default=5,
-    show_default=True,
-    help="How often all take turns.",
-)
+@rounds_option(default=5)
 @click.option(
     "--max-batch-tokens",
     type=click.IntRange(1),

@@ -7,7 +7,7 @@ from typing import Any
 import click
 import msgspec
 
-from .cli_options import encoder_options
+from .cli_options import encoder_options, id_column_option, text_column_option
 from .cli_search import as_embedded, bundle_of
 from .corpus import Corpus
 from .encoder import Encoder
@@ -56,20 +56,8 @@ from .whole_file import whole_file
     help="A negative scores at most the best positive minus this; default: not looked at.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the choice.")
-@click.option(
-    "--id-column",
-    default="1",
-    show_default=True,
-    metavar="NAME|NUMBER",
-    help="Column with the id; a number, from 1, where there is no header line.",
-)
-@click.option(
-    "--text-column",
-    default="2",
-    show_default=True,
-    metavar="NAME|NUMBER",
-    help="Column with the text, likewise.",
-)
+@id_column_option
+@text_column_option
 @click.option(
     "--input-format",
     type=click.Choice([kind.removeprefix(".") for kind in KINDS]),

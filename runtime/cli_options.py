@@ -12,6 +12,20 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+id_column_option = click.option(
+    "--id-column",
+    default="1",
+    show_default=True,
+    metavar="NAME|NUMBER",
+    help="Column with the id; a number, from 1, where there is no header line.",
+)
+text_column_option = click.option(
+    "--text-column",
+    default="2",
+    show_default=True,
+    metavar="NAME|NUMBER",
+    help="Column with the text, likewise.",
+)
 
 
 def encoder_options(command: Command) -> Command:

@@ -94,7 +94,7 @@ class Exchange:
                 # wakes another if that leaves something.
                 self._running.pop(threading.current_thread(), None)
                 idle = not self._waiting
-                while not self._waiting or self._one_is_alone():
+                while self._has_nothing_to_take():
                     if self._closed is not None and not self._waiting:
                         if not self._running:
                             self._end()
@@ -103,7 +103,7 @@ class Exchange:
                     self._changed.wait()
                 if not idle and self._max_wait_s:
                     self._wait_for_more()
-                    if not self._waiting or self._one_is_alone():
+                    if self._has_nothing_to_take():
                         continue
                 expired: list[Outcome] = []
                 chosen = self._claim(expired)
@@ -225,8 +225,9 @@ class Exchange:
         self._running[threading.current_thread()] = chosen
         return chosen
 
-    def _one_is_alone(self) -> bool:
-        return any(chosen.alone for chosen in self._running.values())
+    def _has_nothing_to_take(self) -> bool:
+        """Say whether nothing waits, or what is executed must be left alone."""
+        return not self._waiting or any(chosen.alone for chosen in self._running.values())
 
     def _sweep(self, now: float) -> list[Outcome]:
         """Give up all that has expired, waiting or being computed, and note the next deadline."""

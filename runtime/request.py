@@ -63,6 +63,7 @@ class Request:
     """
 
     __slots__ = (
+        "all_tokens",
         "asked",
         "deadline",
         "dropped",
@@ -109,7 +110,7 @@ class Request:
         self.rows: list[int] = tokens.lengths.argsort(kind="stable").tolist() if count > 1 else [0]
         """Texts not yet put into a batch, shortest first."""
         self.waiting_texts = count
-        self.waiting_tokens = sum(map(len, tokens.ids))
+        self.all_tokens = self.waiting_tokens = sum(map(len, tokens.ids))
         self.missing = count
         """Texts without a vector."""
 

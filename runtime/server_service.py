@@ -105,13 +105,14 @@ def warm_up(encoder: Encoder, how: Warmup) -> None:
     lengths: Sequence[int] = [min(8, limit), limit]
     if how == "full":
         lengths = sorted({*range(8, limit, 8), limit})
-    for length in lengths:
-        full = max(1, encoder.batch_tokens // length)
-        rows = {1, min(8, full), full} if how == "full" or length == limit else {1}
-        for count in sorted(rows):
-            ids = np.ones((count, length), np.int64)
-            batch = Batch(ids, np.full(count, length, np.int64))
-            encoder.run_alone(batch)
-            # At once, so that each worker has what it keeps for itself.
-            with ThreadPoolExecutor(encoder.workers) as workers:
+    with ThreadPoolExecutor(encoder.workers) as workers:
+        for length in lengths:
+            full = max(1, encoder.batch_tokens // length)
+            rows = {1, min(8, full), full} if how == "full" or length == limit else {1}
+            for count in sorted(rows):
+                ids = np.ones((count, length), np.int64)
+                batch = Batch(ids, np.full(count, length, np.int64))
+                if encoder.adaptive:
+                    encoder.run_alone(batch)
+                # At once, so that each worker has what it keeps for itself.
                 list(workers.map(encoder.run, [batch] * encoder.workers))

@@ -125,9 +125,8 @@ class Waiting:
 
     def _put(self, request: Request) -> None:
         """Put a request where the leg is due that its next texts belong to."""
-        all_tokens = int(request.tokens.lengths.sum())
-        served = all_tokens - sum(len(request.tokens.ids[row]) for row in request.rows)
+        served = request.all_tokens - sum(len(request.tokens.ids[row]) for row in request.rows)
         leg = LEG * self.batch_tokens
-        due_tokens = min(all_tokens, (served // leg + 1) * leg)
+        due_tokens = min(request.all_tokens, (served // leg + 1) * leg)
         request.due = request.asked + request.token_s * due_tokens
         insort(self._requests, request, key=attrgetter("due"))
