@@ -12,20 +12,23 @@ class EncoderShape(NamedTuple):
     """What of an encoder the arithmetic depends on.
 
     ``cls_only``: the last layer computes queries, attention output and feed-forward for [CLS]
-    alone, keys and values for all tokens.
+    alone, keys and values for all tokens; or, ``flat``, no keys and values at all.
     """
 
     hidden: int
     layers: int
+    heads: int
     intermediate: int
     cls_only: bool
+    flat: bool = False
 
 
 def text_flops(shape: EncoderShape, tokens: int) -> int:
     """Return the floating-point operations of one text; a multiplication and addition are two."""
-    full = _layer_flops(shape, tokens, tokens)
-    last = _layer_flops(shape, tokens, 1 if shape.cls_only else tokens)
-    return (shape.layers - 1) * full + last
+    earlier = (shape.layers - 1) * _layer_flops(shape, tokens, tokens)
+    if shape.cls_only and shape.flat:
+        return earlier + _first_row_flops(shape, tokens)
+    return earlier + _layer_flops(shape, tokens, 1 if shape.cls_only else tokens)
 
 
 def texts_flops(shape: EncoderShape, lengths: Sequence[int]) -> int:
@@ -41,3 +44,12 @@ def _layer_flops(shape: EncoderShape, tokens: int, queries: int) -> int:
     attention = 2 * queries * tokens * hidden  # scores, then their sum over the values
     feed_forward = 2 * queries * hidden * shape.intermediate
     return 2 * (keys_and_values + query_and_output + attention + feed_forward)
+
+
+def _first_row_flops(shape: EncoderShape, tokens: int) -> int:
+    """Return the operations of a last layer whose weights of keys and values meet one row."""
+    hidden = shape.hidden
+    projections = 4 * hidden * hidden
+    attention = 2 * shape.heads * tokens * hidden
+    feed_forward = 2 * hidden * shape.intermediate
+    return 2 * (projections + attention + feed_forward)

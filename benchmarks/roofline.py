@@ -27,10 +27,16 @@ class Roofline:
         bf16: bool = True,
     ) -> None:
         config = checkpoint.config
+        cls_only = checkpoint.pooling == "cls"
         self.shape = EncoderShape(
-            config.hidden, config.layers, config.intermediate, checkpoint.pooling == "cls"
+            config.hidden, config.layers, config.heads, config.intermediate, cls_only
         )
-        self.flops_per_text = texts_flops(self.shape, lengths) / len(lengths)
+        flat = self.shape._replace(flat=True)
+        # int8 is executed in the other form: see TorchEncoder.
+        shapes: dict[Roof, EncoderShape] = {"fp32": flat, "bf16": flat, "int8": self.shape}
+        self.flops_per_text = {
+            roof: texts_flops(shape, lengths) / len(lengths) for roof, shape in shapes.items()
+        }
         self._threads, self._seconds = threads, seconds
         self._found: dict[Roof, list[Rate]] = {roof: [] for roof in ROOFS if bf16 or roof != "bf16"}
 
@@ -43,7 +49,8 @@ class Roofline:
     def share(self, roof: Roof, texts_per_second: Sequence[float]) -> Spread:
         """Return reached ÷ possible, round by round: both of a round share its noise."""
         rates = zip(texts_per_second, self._found[roof], strict=True)
-        return spread([rate * self.flops_per_text / (top.gflops * 1e9) for rate, top in rates])
+        flops = self.flops_per_text[roof]
+        return spread([rate * flops / (top.gflops * 1e9) for rate, top in rates])
 
     def described(self) -> dict[str, Any]:
         """Return the measured rates, in billions of operations a second, ready for JSON."""

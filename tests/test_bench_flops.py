@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
-from random_checkpoint import HIDDEN, INNER, LAYERS, random_checkpoint, random_ids
+from random_checkpoint import HEADS, HIDDEN, INNER, LAYERS, random_checkpoint, random_ids
 from torch.utils.flop_counter import FlopCounterMode
 
 from corom.benchmarks.flops import EncoderShape, text_flops, texts_flops
@@ -18,9 +18,9 @@ from corom.export.encoder import TorchEncoder
 from corom.runtime.manifest import Pooling
 
 
-def counted_by_torch(pooling: Pooling, tokens: int) -> int:
+def counted_by_torch(pooling: Pooling, tokens: int, *, flat: bool) -> int:
     """What torch executes in matrix products, for one text without padding."""
-    encoder = TorchEncoder(random_checkpoint(pooling)).eval()
+    encoder = TorchEncoder(random_checkpoint(pooling), flat=flat)
     ids = torch.tensor(random_ids([tokens]))
     counter = FlopCounterMode(display=False)
     with torch.inference_mode(), counter:
@@ -29,18 +29,21 @@ def counted_by_torch(pooling: Pooling, tokens: int) -> int:
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("flat", [False, True])
 @pytest.mark.parametrize("tokens", [2, 3, 17, 128])
-def test_the_formula_is_what_torch_counts(pooling: Pooling, tokens: int) -> None:
-    shape = EncoderShape(HIDDEN, LAYERS, INNER, cls_only=pooling == "cls")
-    assert text_flops(shape, tokens) == counted_by_torch(pooling, tokens)
+def test_the_formula_is_what_torch_counts(pooling: Pooling, tokens: int, flat: bool) -> None:
+    shape = EncoderShape(HIDDEN, LAYERS, HEADS, INNER, cls_only=pooling == "cls", flat=flat)
+    assert text_flops(shape, tokens) == counted_by_torch(pooling, tokens, flat=flat)
 
 
 shapes = st.builds(
     EncoderShape,
     hidden=st.integers(1, 64),
     layers=st.integers(1, 6),
+    heads=st.integers(1, 4),
     intermediate=st.integers(1, 64),
     cls_only=st.booleans(),
+    flat=st.booleans(),
 )
 
 
@@ -49,6 +52,12 @@ def brute_force(shape: EncoderShape, tokens: int) -> int:
     flops = 0
     for layer in range(shape.layers):
         last = layer == shape.layers - 1
+        if shape.cls_only and shape.flat and last:
+            flops += 4 * 2 * shape.hidden * shape.hidden  # query, key, value, output: of one row
+            flops += 2 * 2 * shape.hidden * shape.intermediate
+            # a score and a sum of whole tokens, each token and head
+            flops += sum(2 * 2 * shape.hidden for _ in range(tokens * shape.heads))
+            continue
         for token in range(tokens):
             flops += 2 * 2 * shape.hidden * shape.hidden  # key and value
             if shape.cls_only and last and token > 0:
@@ -68,7 +77,7 @@ def test_the_formula_is_what_counting_each_value_gives(
 
 
 def test_the_roof_is_measured_for_every_precision() -> None:
-    shape = EncoderShape(64, 2, 128, cls_only=True)
+    shape = EncoderShape(64, 2, 4, 128, cls_only=True)
     rates = gemm_rates(shape, threads=1, seconds=0.002)
     assert set(rates) == {"fp32", "bf16", "int8"}
     assert all(rate.gflops > 0.1 for rate in rates.values())
