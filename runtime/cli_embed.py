@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 import click
@@ -17,8 +17,7 @@ from .errors import InputError
 from .options import EncodeOptions
 from .row import Columns
 from .rows import KINDS, STDIN
-from .shard_manifest import MANIFEST
-from .urls import is_url
+from .stores import place_of
 from .windows import windows
 from .writers import SUFFIXES, open_writer
 
@@ -38,10 +37,9 @@ from .writers import SUFFIXES, open_writer
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
     metavar=f"FILE({'|'.join(SUFFIXES)})|FOLDER",
-    help="Write there; a folder gets Parquet shards and can be resumed. Default: JSON lines on "
-    "stdout.",
+    help="Write there; a folder, or a URL for one, gets Parquet shards and can be resumed. "
+    "Default: JSON lines on stdout.",
 )
 @click.option(
     "--text-column",
@@ -99,7 +97,7 @@ def embed(
     bundle: Path,
     texts: tuple[str, ...],
     sources: tuple[str, ...],
-    output: Path | None,
+    output: str | None,
     text_column: str | None,
     id_column: str | None,
     input_format: str | None,
@@ -132,30 +130,24 @@ def embed(
         "prompt_name": prompt_name,
         "truncate": True if truncate else "error",
     }
-    if output is not None:
-        _refuse_url(output)
+    place = None if output is None else place_of(output)
     chosen = FolderOptions(dtype, shard_rows, bad_rows, engine, num_workers)
     kind = input_format and f".{input_format}"
     corpus = Corpus(sources or (STDIN,), Columns(text_column, id_column), kind)
     if texts and corpus.columns != Columns():
         raise click.UsageError("--text-column and --id-column are for --input.")
-    if output is not None and output.suffix not in SUFFIXES and not texts:
-        to_folder(bundle, encoder_options, corpus, output, chosen, options)
+    if place is not None and PurePath(place).suffix not in SUFFIXES and not texts:
+        to_folder(bundle, encoder_options, corpus, place, chosen, options)
         return
+    if isinstance(place, str):
+        raise InputError(
+            f"output '{place}' is a URL: only an --input can be written there, to a folder."
+        )
     with Encoder(bundle, **encoder_options) as encoder:
         click.echo(f"{encoder.manifest.name}: {encoder.choice}", err=True)
         chosen.refuse_elsewhere()
-        _to_file(encoder, texts, corpus, output, options)
+        _to_file(encoder, texts, corpus, place, options)
         say_cut(encoder.truncated_texts, encoder.max_length)
-
-
-def _refuse_url(output: Path) -> None:
-    url = str(output).replace(":/", "://", 1)  # which is what Path made of it
-    if is_url(url) and not output.parent.is_dir():
-        raise InputError(
-            f"output '{url}' is a URL, where nothing can be locked or renamed as going on after a "
-            f"kill needs. Write to a disk, then copy it there, a folder's {MANIFEST} last."
-        )
 
 
 def _to_file(

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal, NamedTuple
 
 import click
@@ -43,15 +43,19 @@ def to_folder(
     bundle: Path,
     encoder_options: dict[str, Any],
     corpus: Corpus,
-    output: Path,
+    output: Path | str,
     chosen: FolderOptions,
     options: EncodeOptions,
 ) -> None:
-    """Write the vectors of a corpus to a folder, or go on where an earlier run stopped."""
+    """Write the vectors of a corpus to a folder, or go on where an earlier run stopped.
+
+    ``output``: a string is a URL.
+    """
     if chosen.num_workers and chosen.engine != "ray":
         raise click.UsageError("--num-workers is for --engine ray.")
     _refuse_other_files(output)
-    corpus.refuse_as_output(output)
+    if isinstance(output, Path):
+        corpus.refuse_as_output(output)
     if chosen.bad_rows is not None:
         _refuse_bad_rows_there(chosen.bad_rows, output, corpus)
     folder = ShardFolder(output)
@@ -128,20 +132,24 @@ def _say(line: str) -> None:
     click.echo(line, err=True)
 
 
-def _refuse_other_files(output: Path) -> None:
+def _refuse_other_files(output: Path | str) -> None:
     known = f"a folder, or must end in one of: {', '.join(SUFFIXES)}"
+    if isinstance(output, str):
+        if PurePath(output).suffix:
+            raise InputError(f"output '{output}' must be a folder.")
+        return
     if output.is_file() or (output.suffix and not output.is_dir()):
         raise InputError(f"output '{output}' must be {known}.")
     if not output.absolute().parent.is_dir():
         raise InputError(f"there is no folder '{output.parent}' to make '{output.name}' in.")
 
 
-def _refuse_bad_rows_there(path: Path, output: Path, corpus: Corpus) -> None:
+def _refuse_bad_rows_there(path: Path, output: Path | str, corpus: Corpus) -> None:
     """Raise ``InputError`` for a file of bad rows that would be in the way, before the work."""
     corpus.refuse_as_output(path)
     if not path.absolute().parent.is_dir():
         raise InputError(f"there is no folder '{path.parent}' to write '{path.name}' into.")
-    if path.resolve().is_relative_to(output.resolve()):
+    if isinstance(output, Path) and path.resolve().is_relative_to(output.resolve()):
         raise InputError(f"--bad-rows '{path}' lies in the output folder. Write it elsewhere.")
 
 

@@ -22,7 +22,7 @@ from .whole_file import whole_file
 
 
 @click.command()
-@click.argument("index", type=click.Path(path_type=Path))
+@click.argument("index")
 @click.option("--corpus", required=True, metavar="FILE", help="Ids and texts of the passages.")
 @click.option("--queries", required=True, metavar="FILE", help="Ids and texts of the queries.")
 @click.option(
@@ -70,7 +70,7 @@ from .whole_file import whole_file
 )
 @encoder_options
 def mine(
-    index: Path,
+    index: str,
     corpus: str,
     queries: str,
     qrels: Path,

@@ -16,7 +16,7 @@ from .vector_index import search as find
 
 
 @click.command()
-@click.argument("index", type=click.Path(path_type=Path))
+@click.argument("index")
 @click.argument("queries", nargs=-1, required=True, metavar="QUERY...")
 @click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="Hits a query.")
 @click.option(
@@ -35,7 +35,7 @@ from .vector_index import search as find
 @encoder_options
 @json_option
 def search(
-    index: Path,
+    index: str,
     queries: tuple[str, ...],
     k: int,
     bundle: Path | None,

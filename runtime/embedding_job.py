@@ -18,7 +18,7 @@ from .corpus import Corpus, Passage, printable
 from .embedder import Advance, Described, Embedded, Embedder, Say
 from .errors import InputError
 from .job_differences import another_job, differences_of
-from .manifest import load_manifest, manifest_sha256, sha256_of
+from .manifest import load_manifest, manifest_sha256
 from .portions import Portion, portions
 from .shard_manifest import Job, Shard, ShardManifest, manifest_of
 from .shards import ShardFolder
@@ -108,7 +108,7 @@ def _resumed(folder: ShardFolder, job: Job, say: Say) -> tuple[dict[int, Shard],
         folder.clear([])
         return {}, False
     if differences := differences_of(found.job, job):
-        raise another_job(str(folder.path), differences)
+        raise another_job(folder.name, differences)
     done: dict[int, Shard] = {}
     for shard in found.shards:
         if folder.intact(shard):
@@ -181,14 +181,12 @@ def _changed(why: str) -> InputError:
 def _written(folder: ShardFolder, job: Job, embedded: Embedded) -> Shard:
     """Write one shard and return its entry."""
     portion, vectors, truncated_texts = embedded
-    path = folder.write(portion.number, portion.keys, vectors, job)
+    written = folder.write(portion.number, portion.keys, vectors, job)
     return Shard(
-        file=path.name,
+        **written._asdict(),
         rows=len(portion.good),
         bad_rows=len(portion.bad),
         truncated_texts=truncated_texts,
-        sha256=sha256_of(path),
-        size_bytes=path.stat().st_size,
         input_sha256=portion.sha256,
     )
 
@@ -204,7 +202,7 @@ def _bad_rows_file(path: Path | None, folder: ShardFolder) -> Iterator[Callable[
         yield refuse
         return
     # One name for each folder, which is locked: going on takes what a killed run left.
-    own = hashlib.sha256(os.fsencode(folder.path.resolve())).hexdigest()[:16]
+    own = hashlib.sha256(os.fsencode(os.path.realpath(folder.name))).hexdigest()[:16]
     with whole_file(path, partial=path.with_name(f".{path.name}.{own}.tmp")) as file:
         yield lambda passage: _note(file, passage)
 

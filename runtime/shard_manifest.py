@@ -1,7 +1,6 @@
 """_manifest.json: whose vectors a folder holds, of which rows, and the hash of every shard."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -87,14 +86,6 @@ def manifest_of(job: Job, shards: Sequence[Shard]) -> ShardManifest:
         truncated_texts=sum(shard.truncated_texts for shard in shards),
         shards=tuple(shards),
     )
-
-
-def load_shard_manifest(path: Path) -> ShardManifest:
-    """Read a manifest, finished or partial; raises ``InputError`` if it is none."""
-    try:
-        return decoded(path.read_bytes(), str(path))
-    except OSError as error:
-        raise InputError(f"'{path}' cannot be read: {error.strerror}.") from None
 
 
 def decoded(content: bytes, name: str) -> ShardManifest:

@@ -1,4 +1,4 @@
-"""Input behind URLs (s3://, gs://, hdfs://, https://, file://, …), read through fsspec."""
+"""Files behind URLs (s3://, gs://, hdfs://, https://, file://, …), through fsspec."""
 
 import hashlib
 from collections.abc import Iterator
@@ -15,8 +15,8 @@ def is_url(name: str) -> bool:
 
 def matching_urls(pattern: str) -> list[str]:
     """Return the files that a URL or a glob pattern of one stands for, sorted."""
-    with _errors_of(pattern):
-        files, path = _filesystem(pattern)
+    with errors_of(pattern):
+        files, path = filesystem(pattern)
         paths = sorted(files.glob(path)) if "*" in path else [path]
         found = [str(files.unstrip_protocol(p)) for p in paths if files.isfile(p)]
     if not found:
@@ -28,14 +28,14 @@ def matching_urls(pattern: str) -> list[str]:
 
 def open_url(name: str) -> BinaryIO:
     """Open a file to read."""
-    with _errors_of(name):
-        files, path = _filesystem(name)
+    with errors_of(name):
+        files, path = filesystem(name)
         return cast("BinaryIO", files.open(path, "rb"))
 
 
 def measure_url(name: str) -> tuple[str, int]:
     """Return the sha256 and the size of a file, which is read for it."""
-    with _errors_of(name), open_url(name) as file:
+    with errors_of(name), open_url(name) as file:
         digest, size = hashlib.sha256(), 0
         while part := file.read(1 << 20):  # file_digest wants more of a file than all of them have
             digest.update(part)
@@ -43,22 +43,24 @@ def measure_url(name: str) -> tuple[str, int]:
         return digest.hexdigest(), size
 
 
-def _filesystem(name: str) -> tuple[Any, str]:
+def filesystem(name: str) -> tuple[Any, str]:
+    """Return fsspec's file system for a URL, and the path in it."""
     try:
         from fsspec.core import url_to_fs
     except ImportError:
-        raise missing_extra("fsspec", "ray", "Input behind a URL") from None
+        raise missing_extra("fsspec", "ray", "What lies behind a URL") from None
     files, path = url_to_fs(name)
     return files, str(path)
 
 
 @contextmanager
-def _errors_of(name: str) -> Iterator[None]:
+def errors_of(name: str, done: str = "read") -> Iterator[None]:
+    """Raise this library's errors for those of fsspec and of the drivers that it uses."""
     try:
         yield
     except CoromError:
         raise
-    except ImportError as error:  # the package for this kind of URL
-        raise UnavailableError(f"'{name}' cannot be read: {error}.") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"'{name}' cannot be read: {error}.") from None
+        raise InputError(f"'{name}' cannot be {done}: {error}.") from None
+    except Exception as error:  # no package for this kind of URL, no credentials, no connection
+        raise UnavailableError(f"'{name}' cannot be {done}: {error}.") from None

@@ -3,6 +3,7 @@
 Knows vectors and ids; texts and their encoder are the caller's.
 """
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import BundleError, InputError, missing_extra
-from .manifest import sha256_of
-from .shard_manifest import MANIFEST, Job, load_shard_manifest
+from .shard_manifest import MANIFEST, Job, decoded
+from .stores import open_store
 from .vectors import Vectors, normalize
 
 QUERY_BLOCK, PASSAGE_BLOCK = 256, 8192
@@ -35,23 +36,25 @@ class VectorIndex:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        folder = Path(folder)
-        if not (folder / MANIFEST).is_file():
+        store = open_store(folder)
+        name = store.name
+        content = store.read(MANIFEST)
+        if content is None:
             raise InputError(
-                f"'{folder}' has no {MANIFEST}: it is not a folder of vectors, or its job was not "
+                f"'{name}' has no {MANIFEST}: it is not a folder of vectors, or its job was not "
                 "finished. Make it, or go on with it, with: corom embed BUNDLE -i INPUT -o FOLDER"
             )
-        manifest = load_shard_manifest(folder / MANIFEST)
+        manifest = decoded(content, f"{name}/{MANIFEST}")
         self.job: Job = manifest.job
         self.vectors: Vectors = np.empty((manifest.rows, self.job.dimension), np.float32)
         self.ids: list[str | int] = []
         for shard in manifest.shards:
-            path = folder / shard.file
-            if not path.is_file() or sha256_of(path) != shard.sha256:
-                raise BundleError(f"'{path}' is missing or was altered. Run its corom embed again.")
-            ids, vectors = _read(path, self.job.dimension)
+            file, content = f"{name}/{shard.file}", store.read(shard.file)
+            if content is None or hashlib.sha256(content).hexdigest() != shard.sha256:
+                raise BundleError(f"'{file}' is missing or was altered. Run its corom embed again.")
+            ids, vectors = _read(content, self.job.dimension)
             if len(ids) != shard.rows:
-                raise BundleError(f"'{path}' has {len(ids)} rows, its manifest says {shard.rows}.")
+                raise BundleError(f"'{file}' has {len(ids)} rows, its manifest says {shard.rows}.")
             self.vectors[len(self.ids) : len(self.ids) + len(ids)] = vectors
             self.ids += ids
         if self.job.similarity == "cosine":
@@ -164,13 +167,13 @@ def _by_faiss(
     return scores, places
 
 
-def _read(path: Path, dimension: int) -> tuple[Sequence[str | int], Vectors]:
+def _read(content: bytes, dimension: int) -> tuple[Sequence[str | int], Vectors]:
     """Return the ids and vectors of a shard."""
     try:
-        from pyarrow import parquet
+        from pyarrow import BufferReader, parquet
     except ImportError:
         raise missing_extra("pyarrow", "parquet", "Reading vectors") from None
-    table = parquet.read_table(path)
+    table = parquet.read_table(BufferReader(content))
     column = table["embedding"].combine_chunks()
     flat = column.values.to_numpy(zero_copy_only=False)
     return table["id"].to_pylist(), flat.reshape(len(column), dimension)

@@ -530,7 +530,7 @@ def test_half_precision_halves_the_vectors(
         (["-i", "a.txt", "-o", "v.csv"], "must be a folder, or must end in one of: .npy"),
         (["-i", "a.txt", "-o", "a.txt"], "must be a folder"),
         (["-i", "a.txt", "-o", "none/v"], "there is no folder 'none'"),
-        (["-i", "a.txt", "-o", "s3://bucket/v"], "output 's3://bucket/v' is a URL"),
+        (["好", "-o", "memory://v"], "output 'memory://v' is a URL"),
         (["-i", "a.txt", "-o", "v.npy", "--bad-rows", "b"], "--bad-rows is for a folder"),
         (["-i", "a.txt", "--dtype", "float16"], "--dtype is for a folder"),
         (["-i", "a.tsv", "-o", "v.npy", "--id-column", "id"], "holds no ids"),
