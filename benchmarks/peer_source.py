@@ -51,11 +51,14 @@ def default_precisions() -> tuple[str, ...]:
     """Return the precisions that this CPU executes."""
     from corom.runtime.backend_openvino import open_core, require_precision
 
-    try:
-        require_precision(open_core(), "bf16")
-    except UnavailableError:
-        return ("fp32", "int8")
-    return ("fp32", "bf16", "int8")
+    def here(precision: str) -> bool:
+        try:
+            require_precision(open_core(), precision)
+        except UnavailableError:
+            return False
+        return True
+
+    return tuple(p for p in ("fp32", "bf16", "int8-per-token", "int8") if here(p))
 
 
 def peer_bundle(

@@ -4,10 +4,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from corom.export.checkpoint import Checkpoint
+from corom.runtime.manifest import Precision
 
 from .figures import Spread, spread
 from .flops import EncoderShape, texts_flops
 from .gemm import ROOFS, Rate, Roof, gemm_rates
+
+_ROOF_OF: dict[Precision, Roof] = {
+    "fp32": "fp32",
+    "bf16": "bf16",
+    "int8-per-token": "int8",
+    "int8": "int8",
+}
 
 
 class Roofline:
@@ -32,10 +40,11 @@ class Roofline:
             config.hidden, config.layers, config.heads, config.intermediate, cls_only
         )
         flat = self.shape._replace(flat=True)
-        # int8 is executed in the other form: see TorchEncoder.
-        shapes: dict[Roof, EncoderShape] = {"fp32": flat, "bf16": flat, "int8": self.shape}
         self.flops_per_text = {
-            roof: texts_flops(shape, lengths) / len(lengths) for roof, shape in shapes.items()
+            # int8 is executed in the other form: see TorchEncoder.
+            precision: texts_flops(self.shape if precision == "int8" else flat, lengths)
+            / len(lengths)
+            for precision in _ROOF_OF
         }
         self._threads, self._seconds = threads, seconds
         self._found: dict[Roof, list[Rate]] = {roof: [] for roof in ROOFS if bf16 or roof != "bf16"}
@@ -46,10 +55,10 @@ class Roofline:
         for roof, rate in gemm_rates(self.shape, self._threads, self._seconds, roofs).items():
             self._found[roof].append(rate)
 
-    def share(self, roof: Roof, texts_per_second: Sequence[float]) -> Spread:
+    def share(self, precision: Precision, texts_per_second: Sequence[float]) -> Spread:
         """Return reached ÷ possible, round by round: both of a round share its noise."""
-        rates = zip(texts_per_second, self._found[roof], strict=True)
-        flops = self.flops_per_text[roof]
+        rates = zip(texts_per_second, self._found[_ROOF_OF[precision]], strict=True)
+        flops = self.flops_per_text[precision]
         return spread([rate * flops / (top.gflops * 1e9) for rate, top in rates])
 
     def described(self) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def _figures(entry: Entry, roof: Roofline) -> dict[str, Any]:
     contestant = entry.contestant
     medians = [float(np.median(seconds)) * 1000 for seconds in entry.latencies]
     tail = latency(list(chain.from_iterable(entry.latencies)))
-    share = roof.share(contestant.precision, entry.rates) if contestant.ours else None  # type: ignore[arg-type]
+    share = roof.share(contestant.precision, entry.rates) if contestant.ours else None
     return {
         "name": contestant.name,
         "ours": contestant.ours,

@@ -8,6 +8,7 @@ import click
 import msgspec
 from rich.console import Console
 
+from corom.runtime.backend import PRECISIONS
 from corom.runtime.cli_options import json_option
 from corom.runtime.cli_triton import say_written
 from corom.runtime.errors import missing_extra
@@ -31,8 +32,9 @@ from corom.runtime.triton_repository import require_place, write_repository
     "--precision",
     "precisions",
     multiple=True,
-    type=click.Choice(["fp32", "bf16", "fp16", "int8"]),
-    help="Precisions to prove, may be repeated; fp32 always is. bf16 needs a CPU that has it.",
+    type=click.Choice(PRECISIONS),
+    help="Precisions to prove, may be repeated; fp32 always is. bf16 needs a CPU that has it, "
+    "int8-per-token one with VNNI.",
 )
 @click.option(
     "--engine",

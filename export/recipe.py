@@ -15,6 +15,7 @@ DEFAULT_TOLERANCES: dict[Precision, Tolerance] = {
     "bf16": Tolerance(cosine_min=0.9995, batch_invariance=0.05),
     # Un-normalized values of trained encoders reach about 10, and fp16 has 11 bits: 5e-3 for one.
     "fp16": Tolerance(cosine_min=0.9995, batch_invariance=1e-2),
+    "int8-per-token": Tolerance(cosine_min=0.998, batch_invariance=0.2),
     "int8": Tolerance(cosine_min=0.995, batch_invariance=0.2),
 }
 

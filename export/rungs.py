@@ -16,6 +16,7 @@ from corom.runtime.manifest import Precision, Variant
 from .checkpoint import Checkpoint
 from .encoder import TorchEncoder
 from .parity import NOTHING_PUBLISHED, pass_gate
+from .per_token_graph import PER_TOKEN_GRAPH, export_per_token_graph
 from .precision import HALF_GRAPH, export_half_graphs
 from .quantized_graph import FP32_GRAPH, INT8_GRAPH, export_int8_graph
 from .recipe import Recipe
@@ -26,6 +27,7 @@ GRAPHS: dict[Precision, str] = {
     "fp32": FP32_GRAPH,
     "bf16": FP32_GRAPH,
     "fp16": HALF_GRAPH,
+    "int8-per-token": PER_TOKEN_GRAPH,
     "int8": INT8_GRAPH,
 }
 """What is executed in each precision; bf16 is a way to execute the fp32 graph."""
@@ -84,6 +86,9 @@ def make_rungs(
         else:
             say(f"Every result rounded to fp16, the cosine is at least {rounded.cosine_min:.7f}")
             made.append("fp16")
+    if "int8-per-token" in wanted:
+        export_per_token_graph(staging)
+        made.append("int8-per-token")
     if "int8" in wanted:
         say(f"Choosing the scales of int8 on {len(calibration)} texts")
         export_int8_graph(staging, encoder, recipe.opset, checkpoint, calibration)

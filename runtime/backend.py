@@ -43,7 +43,7 @@ BACKENDS = {"tensorrt": ("cuda",), "onnxruntime": ("cuda", "cpu"), "openvino": (
 EXECUTES: dict[str, tuple[Precision, ...]] = {
     "tensorrt": ("fp32", "fp16"),
     "onnxruntime": ("fp32", "fp16", "int8"),
-    "openvino": ("fp32", "bf16", "int8"),
+    "openvino": ("fp32", "bf16", "int8-per-token", "int8"),
 }
 """The precisions that each backend executes as such."""
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -93,6 +93,8 @@ def choose_backend(
             raise InputError(
                 f"there is no backend '{name}'. Backends: auto, {', '.join(BACKENDS)}."
             )
+    if backend != "auto" and precision in PRECISIONS:
+        require_execution(backend, precision)
     wanted = [(name, d) for name, d in pairs(precision) if name in names and device in {"auto", d}]
     if not wanted:
         devices = sorted({d for name in names for d in BACKENDS[name]})

@@ -1,4 +1,8 @@
-"""OpenVINO: executes an ONNX graph on the CPU, in fp32, in int8, or in bf16 where the CPU can."""
+"""OpenVINO: executes an ONNX graph on the CPU, in fp32, in int8, or in bf16 where the CPU can.
+
+int8-per-token: weights have 8 bits in the graph, and OpenVINO gives what they multiply 8 bits as it
+comes, with a scale for each token and ``TOKEN_GROUP`` of its values.
+"""
 
 import logging
 from collections.abc import Mapping
@@ -10,6 +14,7 @@ import numpy.typing as npt
 
 from .batching import Batch, attention_mask
 from .cache import cache_root
+from .cpus import cpu_model, has_vnni
 from .engine_cache import file_lock
 from .errors import BundleError, UnavailableError, missing_extra
 from .graph_interface import require_interface
@@ -18,8 +23,15 @@ from .snapping import snapped, snapped_sizes
 
 WARM_TOKENS = 128
 """Texts up to here are prepared for when opening; for longer ones making code is a small part."""
-_HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+_HINTS: dict[Precision, str] = {
+    "fp32": "f32",
+    "bf16": "bf16",
+    "int8-per-token": "f32",
+    "int8": "f32",
+}
 """What is computed in where the graph does not say; unasked OpenVINO takes bf16 where it can."""
+TOKEN_GROUP = 128
+"""Values of a token with one scale in int8-per-token; fewer are slower: benchmarks/README.md."""
 
 logger = logging.getLogger("corom")
 
@@ -92,7 +104,12 @@ def open_core() -> Any:  # noqa: ANN401  # an optional package
 
 
 def require_precision(core: Any, precision: str) -> None:  # noqa: ANN401
-    """Raise ``UnavailableError`` for bf16 on a CPU without it."""
+    """Raise ``UnavailableError`` for a precision that this CPU would execute as another."""
+    if precision == "int8-per-token" and not has_vnni():
+        raise UnavailableError(
+            f"this CPU ({cpu_model()}) has no VNNI: OpenVINO would execute int8-per-token in fp32. "
+            "Take fp32 or int8."
+        )
     found = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if precision == "bf16" and "BF16" not in found:
         raise UnavailableError(
@@ -118,7 +135,7 @@ def _options(precision: Precision, threads: int, workers: int) -> dict[str, obje
         "NUM_STREAMS": workers,
         # Pinned threads of two processes end up on the same CPUs.
         "ENABLE_CPU_PINNING": False,
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": TOKEN_GROUP if precision == "int8-per-token" else 0,
     }
 
 

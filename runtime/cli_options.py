@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import click
 
-from .backend import BACKENDS
+from .backend import BACKENDS, PRECISIONS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -46,7 +46,7 @@ def encoder_options(command: Command) -> Command:
         ),
         click.option(
             "--precision",
-            type=click.Choice(["auto", "fp32", "bf16", "fp16", "int8"]),
+            type=click.Choice(["auto", *PRECISIONS]),
             default="auto",
             help="Of those in the bundle; auto: the winner's, else the most exact.",
         ),

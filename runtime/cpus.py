@@ -23,13 +23,23 @@ def cpu_model() -> str:
     return models[0] if models else platform.processor() or platform.machine()
 
 
+def has_vnni(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Say whether this x86 processor sums 8-bit products in 32 bits by one instruction."""
+    return bool(_flags(cpuinfo) & {"avx512_vnni", "avx_vnni"})
+
+
 def int8_saturates(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Say whether this x86 processor has no VNNI: sums of two 8-bit products end at 16 bits then.
 
     False where it cannot be told.
     """
-    flags = [set(line.split()) for line in _lines(cpuinfo) if line.startswith("flags")]
-    return bool(flags) and not flags[0] & {"avx512_vnni", "avx_vnni"}
+    return bool(_flags(cpuinfo)) and not has_vnni(cpuinfo)
+
+
+def _flags(cpuinfo: Path) -> set[str]:
+    """Return what an x86 processor says it can do; empty where it cannot be told."""
+    flags = (set(line.split()) for line in _lines(cpuinfo) if line.startswith("flags"))
+    return next(flags, set())
 
 
 SATURATION = (

@@ -28,7 +28,7 @@ from .options import (
     with_prompt,
 )
 from .progress import progress_bar
-from .proof import prove
+from .proof import ROUNDED, prove
 from .tokens import Tokenizer, Tokens, Truncate, are_ids
 from .tuning import Goal
 from .vectors import Vectors, grow, similarity
@@ -112,7 +112,7 @@ class Encoder:
         self._before_close: dict[Callable[[], None], None] = {}
         self._lock = threading.Lock()
         # Without parity it is about to be measured, by the exporter.
-        rounded = self.precision in {"bf16", "int8"} and choice.variant.parity
+        rounded = self.precision in ROUNDED and choice.variant.parity
         if self.backend_name == "tensorrt" or rounded:
             self._prove(folder, tokenizer_json, choice.variant.tolerance.cosine_min)
         logger.info("%s: %s", manifest.name, self.choice)

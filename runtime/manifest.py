@@ -14,7 +14,7 @@ from .errors import BundleError
 MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 1
 
-Precision = Literal["fp32", "bf16", "fp16", "int8"]
+Precision = Literal["fp32", "bf16", "fp16", "int8-per-token", "int8"]
 Pooling = Literal["cls", "mean"]
 Similarity = Literal["dot", "cosine"]
 

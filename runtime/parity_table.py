@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from .manifest import Parity, Tolerance, Variant
@@ -47,7 +48,8 @@ def variant_rows(variants: Iterable[Variant]) -> list[Row]:
 
 def parity_table(rows: Iterable[Row], title: str) -> Table:
     """Return the table for a terminal of 80 columns."""
-    table = Table(*COLUMNS, title=title, caption=NOTE, pad_edge=False)  # or names would be cut
+    # Wider spaces or lines between columns would have names cut.
+    table = Table(*COLUMNS, title=title, caption=NOTE, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.title_justify = table.caption_justify = "left"
     for row in rows:
         table.add_row(*row)

@@ -7,10 +7,13 @@ from .batching import Batch, pad, plan_batches
 from .cpus import SATURATION, int8_saturates
 from .errors import ParityError
 from .golden import GOLDEN_NAME, load_golden
-from .manifest import Manifest, checked_file
+from .manifest import Manifest, Precision, checked_file
 from .parity import row_cosines
 from .tokens import Tokenizer
 from .vectors import Vectors
+
+ROUNDED: frozenset[Precision] = frozenset({"bf16", "int8-per-token", "int8"})
+"""Precisions that processors round differently, so that they are proven where they are opened."""
 
 
 def prove(
