@@ -30,8 +30,8 @@ _HINTS: dict[Precision, str] = {
     "int8": "f32",
 }
 """What is computed in where the graph does not say; unasked OpenVINO takes bf16 where it can."""
-TOKEN_GROUP = 128
-"""Values of a token with one scale in int8-per-token; fewer are slower: benchmarks/README.md."""
+TOKEN_GROUP = 64
+"""Values of a token with one scale in int8-per-token; what more and fewer cost: benchmarks/README.md."""
 
 logger = logging.getLogger("corom")
 

@@ -117,6 +117,8 @@ def _resumed(folder: ShardFolder, job: Job, say: Say) -> tuple[dict[int, Shard],
             say(f"{shard.file} is not as it was written; it is made again.")
     complete = finished and len(done) == len(found.shards)
     folder.clear(found.shards)
+    if complete:
+        folder.forget()  # where the last act is a copy, a kill may leave what was copied
     rows = sum(shard.rows for shard in done.values())
     say(f"{'Complete' if complete else 'Going on'}: {rows:,} vectors are there already.")
     return done, complete

@@ -87,7 +87,7 @@ class ShardFolder:
         self._store.rename(PARTIAL, MANIFEST)
 
     def forget(self) -> None:
-        """Remove the manifest of a job that wrote nothing."""
+        """Remove the manifest of a job under way: it wrote nothing, or was finished."""
         self._store.remove(PARTIAL)
 
     def clear(self, shards: Sequence[Shard]) -> None:

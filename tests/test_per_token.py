@@ -117,7 +117,7 @@ def test_another_backend_does_not_stand_in(
 def test_layers_that_no_group_fits_are_refused(
     tiny_checkpoint: Path, parity_file: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match=r"multiple of 128; this model has one of 48\. Take int8"):
+    with pytest.raises(InputError, match=r"multiple of 64; this model has one of 48\. Take int8"):
         export_bundle(
             str(tiny_checkpoint),
             tmp_path / "b",

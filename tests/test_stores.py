@@ -185,6 +185,14 @@ def test_the_files_are_those_of_a_disk(run: Run, url: str, tmp_path: Path) -> No
     assert contents(url) == before
 
 
+def test_killed_before_its_last_act_was_whole_it_leaves_nothing_over(run: Run, url: str) -> None:
+    run(url)
+    before = contents(url)
+    open_store(url).put(PARTIAL, before[MANIFEST] or b"")  # copied, and not yet removed
+    run(url)
+    assert contents(url) == before
+
+
 @pytest.mark.parametrize("shards", range(5))
 def test_interrupted_it_goes_on_to_the_same_files(
     run: Run, url: str, tmp_path: Path, shards: int
