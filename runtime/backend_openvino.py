@@ -31,7 +31,7 @@ _HINTS: dict[Precision, str] = {
 }
 """What is computed in where the graph does not say; unasked OpenVINO takes bf16 where it can."""
 TOKEN_GROUP = 64
-"""Values of a token with one scale in int8-per-token; what more and fewer cost: benchmarks/README.md."""
+"""Values of a token with one scale in int8-per-token: see benchmarks/README.md for others."""
 
 logger = logging.getLogger("corom")
 

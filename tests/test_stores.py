@@ -278,7 +278,7 @@ def test_the_command_takes_a_url_for_a_folder(
     assert found.returncode == 0, found.stderr
     for output, said in (
         ("memory://v.npy", "only an --input"),
-        ("memory://v.parquet", "must be a folder"),
+        ("memory://v.csv", "must be a folder"),
         ("nowhere://v", "'nowhere://v' cannot be read"),
     ):
         given = ["头痛"] if output.endswith("npy") else ["-i", tmp_path / "a.txt"]
