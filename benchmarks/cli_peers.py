@@ -103,11 +103,12 @@ def peers(
     from .peer_folders import peer_folders
     from .peer_source import default_precisions, peer_bundle, peer_checkpoint, require_same
 
-    here = default_precisions()
-    chosen = [as_executed(peer, here) for peer in chosen_peers(only)]
+    peers = chosen_peers(only)
     threads = threads or available_cpus()
     work = work or cache_root() / "peers" / "work"
     checkpoint = peer_checkpoint(source, pooling, work)
+    here = default_precisions(checkpoint)
+    chosen = [as_executed(peer, here) for peer in peers]
     work /= f"{checkpoint.weights_sha256[:12]}-{pooling}-{max_length}"
     if bundle is None:
         bundle = peer_bundle(checkpoint, work / "bundle", max_length, precisions or here)

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from corom.export.checkpoint import Checkpoint, load_checkpoint
+from corom.export.per_token_graph import fits_groups
 from corom.export.recipe import Recipe
 from corom.export.reference import Reference, reference_token_ids
 from corom.export.sources import ResolvedSource, resolve_source
@@ -47,11 +48,13 @@ def token_ids(checkpoint: Checkpoint, texts: list[str], max_length: int) -> list
     return reference_token_ids(checkpoint.folder, texts, max_length)
 
 
-def default_precisions() -> tuple[str, ...]:
-    """Return the precisions that this CPU executes."""
+def default_precisions(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Return the precisions that this CPU executes of this model."""
     from corom.runtime.backend_openvino import open_core, require_precision
 
     def here(precision: str) -> bool:
+        if precision == "int8-per-token" and not fits_groups(checkpoint.config):
+            return False
         try:
             require_precision(open_core(), precision)
         except UnavailableError:

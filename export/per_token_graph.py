@@ -15,6 +15,7 @@ from onnx import helper, numpy_helper
 from corom.runtime.backend_openvino import TOKEN_GROUP
 from corom.runtime.errors import InputError
 
+from .config import EncoderConfig
 from .graph import save_graph
 from .quantized_graph import FP32_GRAPH
 
@@ -24,7 +25,7 @@ PER_TOKEN_GRAPH = "onnx/model_int8_per_token.onnx"
 def export_per_token_graph(folder: Path) -> None:
     """Write the fp32 graph of a bundle with the weights of every linear layer in 8 bits.
 
-    Raises ``InputError`` for a model whose layers cannot be cut into groups of ``TOKEN_GROUP``.
+    With [CLS] pooling those that ``FirstRowAttention`` has by head stay as they are.
     """
     model = onnx.load(folder / FP32_GRAPH)
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -41,6 +42,20 @@ def export_per_token_graph(folder: Path) -> None:
     save_graph(model, folder / PER_TOKEN_GRAPH)
 
 
+def fits_groups(config: EncoderConfig) -> bool:
+    """Say whether a model's layers can be cut into groups of ``TOKEN_GROUP`` values."""
+    return config.hidden % TOKEN_GROUP == config.intermediate % TOKEN_GROUP == 0
+
+
+def require_groups(config: EncoderConfig) -> None:
+    """Raise ``InputError`` unless ``fits_groups``."""
+    if not fits_groups(config):
+        raise InputError(
+            f"int8-per-token needs layers whose width is a multiple of {TOKEN_GROUP}; this model's "
+            f"are {config.hidden} and {config.intermediate} wide. Take int8."
+        )
+
+
 def _is_matrix(tensor: onnx.TensorProto | None) -> bool:
     return tensor is not None and len(tensor.dims) == 2
 
@@ -50,11 +65,6 @@ def _dequantized(
 ) -> onnx.NodeProto:
     """Put the 8-bit form of a matrix among the constants; return the node that gives its values."""
     weight = numpy_helper.to_array(tensor)
-    if weight.shape[1 - axis] % TOKEN_GROUP:
-        raise InputError(
-            f"int8-per-token needs layers whose width is a multiple of {TOKEN_GROUP}; this model "
-            f"has one of {weight.shape[1 - axis]}. Take int8."
-        )
     codes, scales = _codes(weight, axis)
     names = [f"{tensor.name}.codes", f"{tensor.name}.scales"]
     constants[names[0]] = numpy_helper.from_array(codes, names[0])

@@ -81,7 +81,8 @@ def choose_backend(
 
     "auto" is the first that can run here: ``why_not`` gives None for a backend and device that can,
     else the reason. What is asked for by name is taken as it is, so that opening it says what is
-    missing. Raises ``UnavailableError`` with every reason if nothing can run.
+    missing. Raises ``UnavailableError`` with every reason if nothing can run, and for a precision
+    that the backend asked for does not execute.
     """
     if precision not in {"auto", *PRECISIONS}:
         raise InputError(
@@ -93,14 +94,14 @@ def choose_backend(
             raise InputError(
                 f"there is no backend '{name}'. Backends: auto, {', '.join(BACKENDS)}."
             )
-    if backend != "auto" and precision in PRECISIONS:
-        require_execution(backend, precision)
     wanted = [(name, d) for name, d in pairs(precision) if name in names and device in {"auto", d}]
     if not wanted:
         devices = sorted({d for name in names for d in BACKENDS[name]})
         raise InputError(
             f"backend '{backend}' does not run on device '{device}', only on: {devices}."
         )
+    if backend != "auto" and precision in PRECISIONS:
+        require_execution(backend, precision)
     if len(wanted) == 1:
         return wanted[0]
     reasons = []

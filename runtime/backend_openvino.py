@@ -107,8 +107,8 @@ def require_precision(core: Any, precision: str) -> None:  # noqa: ANN401
     """Raise ``UnavailableError`` for a precision that this CPU would execute as another."""
     if precision == "int8-per-token" and not has_vnni():
         raise UnavailableError(
-            f"this CPU ({cpu_model()}) has no VNNI: OpenVINO would execute int8-per-token in fp32. "
-            "Take fp32 or int8."
+            f"this CPU ({cpu_model()}) has no VNNI, or does not tell: without it OpenVINO would "
+            "execute int8-per-token in fp32. Take fp32 or int8."
         )
     found = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if precision == "bf16" and "BF16" not in found:

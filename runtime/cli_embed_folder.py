@@ -19,6 +19,7 @@ from .late_encoder import LateEncoder
 from .manifest import load_manifest
 from .options import EncodeOptions, with_document_prompt
 from .progress import progress_bar
+from .rows import KINDS
 from .shards import ShardFolder
 from .writers import SUFFIXES
 
@@ -135,7 +136,7 @@ def _say(line: str) -> None:
 def _refuse_other_files(output: Path | str) -> None:
     known = f"a folder, or must end in one of: {', '.join(SUFFIXES)}"
     if isinstance(output, str):
-        if PurePath(output).suffix:
+        if PurePath(output).suffix in {*SUFFIXES, *KINDS, ".gz"}:
             raise InputError(f"output '{output}' must be a folder.")
         return
     if output.is_file() or (output.suffix and not output.is_dir()):

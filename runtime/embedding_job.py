@@ -22,6 +22,7 @@ from .manifest import load_manifest, manifest_sha256
 from .portions import Portion, portions
 from .shard_manifest import Job, Shard, ShardManifest, manifest_of
 from .shards import ShardFolder
+from .urls import is_url
 from .whole_file import whole_file
 
 SHARD_ROWS = 16_384
@@ -67,7 +68,7 @@ def embed_corpus(
         if complete and known_input:
             return _manifest(job, done)
         shards: dict[int, Shard] = {}
-        with _begun(folder, job, done, shards), _bad_rows_file(bad_rows, folder) as note:
+        with _begun(folder, job, done), _bad_rows_file(bad_rows, folder) as note:
             source = _noted(portions(corpus.passages(), job.shard_rows), note)
             wanted = _not_done(source, done, shards, advance)
             if complete:
@@ -125,9 +126,7 @@ def _resumed(folder: ShardFolder, job: Job, say: Say) -> tuple[dict[int, Shard],
 
 
 @contextmanager
-def _begun(
-    folder: ShardFolder, job: Job, done: dict[int, Shard], shards: dict[int, Shard]
-) -> Iterator[None]:
+def _begun(folder: ShardFolder, job: Job, done: dict[int, Shard]) -> Iterator[None]:
     """Mark the folder as this job's; take that back if nothing was written."""
     fresh = not done
     if fresh:
@@ -135,7 +134,8 @@ def _begun(
     try:
         yield
     except BaseException:
-        if fresh and not shards:
+        # A shard that was being sent when this was interrupted may yet arrive.
+        if fresh and not folder.touched:
             folder.forget()
         raise
 
@@ -204,7 +204,8 @@ def _bad_rows_file(path: Path | None, folder: ShardFolder) -> Iterator[Callable[
         yield refuse
         return
     # One name for each folder, which is locked: going on takes what a killed run left.
-    own = hashlib.sha256(os.fsencode(os.path.realpath(folder.name))).hexdigest()[:16]
+    place = folder.name if is_url(folder.name) else os.path.realpath(folder.name)
+    own = hashlib.sha256(os.fsencode(place)).hexdigest()[:16]
     with whole_file(path, partial=path.with_name(f".{path.name}.{own}.tmp")) as file:
         yield lambda passage: _note(file, passage)
 

@@ -35,6 +35,8 @@ class ShardFolder:
     def __init__(self, place: Path | str) -> None:
         self._store = open_store(place)
         self.name = self._store.name
+        self.touched = False
+        """Whether a shard may be there: writing one was begun."""
         if find_spec("pyarrow") is None:
             raise missing_extra("pyarrow", "parquet", "A folder of vectors")
 
@@ -112,6 +114,7 @@ class ShardFolder:
             table, content, compression="none", use_dictionary=False, write_statistics=["id"]
         )
         data = memoryview(content.getvalue())
+        self.touched = True
         self._store.put(shard_name(number), data)
         return Written(shard_name(number), len(data), hashlib.sha256(data).hexdigest())
 

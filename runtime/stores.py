@@ -48,9 +48,16 @@ class Store(Protocol):
 
 def place_of(name: str | Path) -> str | Path:
     """Return a URL as it is and everything else as a path; what file:// names is a path."""
-    if isinstance(name, str) and is_url(name.removeprefix("file://")):
+    if isinstance(name, Path):
         return name
-    return Path(str(name).removeprefix("file://"))
+    for local in ("file://localhost/", "file:///", "local:///"):
+        if name.startswith(local):
+            return Path("/", name.removeprefix(local))
+    if is_url(name) and not name.partition("://")[2].strip("/"):
+        raise InputError(
+            f"'{name}' names no place. Give a bucket and a folder: s3://bucket/folder."
+        )
+    return name if is_url(name) else Path(name)
 
 
 def open_store(name: str | Path) -> Store:
@@ -129,7 +136,7 @@ class UrlStore:
     """What a URL names, s3:// say: where a file that is written appears whole.
 
     That is so for object stores. They cannot be locked: this machine's processes keep out of each
-    other's way, those of others do not.
+    other's way, those of others do not. A bucket is never made.
     """
 
     def __init__(self, url: str) -> None:
@@ -145,8 +152,6 @@ class UrlStore:
         locks.mkdir(parents=True, exist_ok=True)
         with (locks / hashlib.sha256(self.name.encode()).hexdigest()[:32]).open("a") as file:
             _lock_or_refuse(file.fileno(), self.name)
-            with errors_of(self.name, "written"):
-                self._files.makedirs(self._root, exist_ok=True)
             yield
 
     def names(self) -> list[str]:

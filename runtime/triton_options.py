@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple, get_args
 
 import msgspec
 
-from .backend import BACKENDS, choose_variant, require_execution
+from .backend import BACKENDS, EXECUTES, choose_variant, require_execution
 from .engine_cache import ShippedEngine, shipped_engines
 from .errors import InputError, UnavailableError
 from .manifest import Manifest, Variant
@@ -170,6 +170,9 @@ def _variant(manifest: Manifest, asked: TritonOptions, device: str) -> Variant:
     variant = choose_variant(manifest, asked.precision, asked.backend)
     if asked.backend != "auto":
         require_execution(asked.backend, variant.precision)
+    here = [name for name, devices in BACKENDS.items() if device in devices]
+    if not any(variant.precision in EXECUTES[name] for name in here):
+        raise InputError(f"no backend executes {variant.precision} on device '{device}'.")
     return variant
 
 

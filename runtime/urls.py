@@ -60,7 +60,13 @@ def errors_of(name: str, done: str = "read") -> Iterator[None]:
         yield
     except CoromError:
         raise
-    except (OSError, ValueError) as error:
-        raise InputError(f"'{name}' cannot be {done}: {error}.") from None
+    except (FileNotFoundError, FileExistsError, NotADirectoryError, ValueError) as error:
+        raise InputError(f"'{name}' cannot be {done}: {_said(error)}.") from None
+    except (AssertionError, AttributeError, LookupError, NameError, TypeError):
+        raise  # a bug
     except Exception as error:  # no package for this kind of URL, no credentials, no connection
-        raise UnavailableError(f"'{name}' cannot be {done}: {error}.") from None
+        raise UnavailableError(f"'{name}' cannot be {done}: {_said(error)}.") from None
+
+
+def _said(error: Exception) -> str:
+    return str(error) or type(error).__name__

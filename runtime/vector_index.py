@@ -51,7 +51,10 @@ class VectorIndex:
         for shard in manifest.shards:
             file, content = f"{name}/{shard.file}", store.read(shard.file)
             if content is None or hashlib.sha256(content).hexdigest() != shard.sha256:
-                raise BundleError(f"'{file}' is missing or was altered. Run its corom embed again.")
+                raise BundleError(
+                    f"'{file}' is missing or was altered. Remove it, then run its corom embed "
+                    "again."
+                )
             ids, vectors = _read(content, self.job.dimension)
             if len(ids) != shard.rows:
                 raise BundleError(f"'{file}' has {len(ids)} rows, its manifest says {shard.rows}.")

@@ -22,6 +22,7 @@ import msgspec
 import numpy as np
 import pytest
 import tokenizers
+from hypothesis import HealthCheck, settings
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from corom.export.sources import ResolvedSource, resolve_source
@@ -39,6 +40,10 @@ os.environ |= {
     "HAYSTACK_TELEMETRY_ENABLED": "False",
     "LANGSMITH_TRACING": "false",  # LangChain
 }
+
+# Other tests run beside these: how long an example takes says nothing.
+settings.register_profile("corom", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("corom")
 
 State = dict[str, "torch.Tensor"]
 MakeCheckpoint = Callable[..., Path]

@@ -93,7 +93,11 @@ def test_what_names_a_disk_and_what_does_not(tmp_path: Path) -> None:
         assert place_of(name) == tmp_path
         assert isinstance(open_store(name), DiskStore)
     assert place_of("memory://a/b") == "memory://a/b"
+    assert place_of("file://localhost/a") == place_of("local:///a") == Path("/a")
     assert isinstance(open_store("memory://a/b/"), UrlStore)
+    for nothing in ("s3://", "memory:///", "file://"):
+        with pytest.raises(InputError, match="names no place"):
+            open_store(nothing)
     assert open_store("memory://a/b/").name == "memory://a/b"
 
 
@@ -111,8 +115,10 @@ def test_what_fails_while_writing_is_no_bug(url: str, monkeypatch: pytest.Monkey
 
     opened = open_store(url)
     failures = (
-        (PermissionError("denied"), InputError),
+        (PermissionError("denied"), UnavailableError),
+        (TimeoutError(), UnavailableError),
         (NoCredentialsError("none"), UnavailableError),
+        (FileNotFoundError("no such bucket"), InputError),
     )
     for error, expected in failures:
 
@@ -120,7 +126,8 @@ def test_what_fails_while_writing_is_no_bug(url: str, monkeypatch: pytest.Monkey
             raise error
 
         monkeypatch.setattr(fsspec.filesystem("memory"), "pipe_file", fail)
-        with pytest.raises(expected, match=f"'{url}/a' cannot be written: {error}"):
+        said = str(error) or "TimeoutError"
+        with pytest.raises(expected, match=f"'{url}/a' cannot be written: {said}"):
             opened.put("a", b"")
 
 
@@ -203,10 +210,30 @@ def test_interrupted_it_goes_on_to_the_same_files(
     assert set(contents(url)) == (written | {PARTIAL} if shards else set())
     store = open_store(url)
     store.put(f"part-{shards:05d}.parquet", b"half of it")  # killed while it was written
-    if not shards:
+    if not shards:  # nothing was written by the job: the file is somebody else's
         with pytest.raises(InputError, match=r"holds files that are not of corom embed \(part-0"):
             run(url)
         store.remove("part-00000.parquet")
+    run(url)
+    run(tmp_path / "vectors")
+    assert contents(url) == contents(tmp_path / "vectors")
+
+
+def test_interrupted_while_the_first_shard_is_sent_it_goes_on(
+    run: Run, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = UrlStore.put
+
+    def interrupted(store: UrlStore, name: str, data: bytes) -> None:
+        put(store, name, data)  # it arrives, although nobody waits for it any more
+        if name.startswith("part-"):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as during:
+        during.setattr(UrlStore, "put", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(url)
+    assert set(contents(url)) == {PARTIAL, "part-00000.parquet"}
     run(url)
     run(tmp_path / "vectors")
     assert contents(url) == contents(tmp_path / "vectors")
@@ -218,6 +245,18 @@ def test_a_shard_of_another_size_is_made_again(run: Run, url: str) -> None:
     open_store(url).put("part-00002.parquet", b"cut off")
     with pytest.raises(BundleError, match="part-00002.parquet' is missing or was altered"):
         VectorIndex(url)
+    run(url)
+    assert contents(url) == before
+
+
+def test_a_shard_that_was_altered_is_made_again_once_it_is_removed(run: Run, url: str) -> None:
+    run(url)
+    before = contents(url)
+    store = open_store(url)
+    store.put("part-00002.parquet", (before["part-00002.parquet"] or b"")[:-9] + b"X" * 9)
+    with pytest.raises(BundleError, match=r"was altered\. Remove it, then run its corom embed"):
+        VectorIndex(url)
+    store.remove("part-00002.parquet")
     run(url)
     assert contents(url) == before
 
@@ -341,11 +380,14 @@ def test_killed_at_random_points_a_bucket_holds_the_files_of_a_disk(
     while True:
         with start(*command, "-o", url, **there) as process:
             if killed < 20:
+                while process.poll() is None and PARTIAL not in open_store(url).names():
+                    time.sleep(0.02)
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(chance.uniform(0.5, 1.2))
+                    process.wait(chance.uniform(0.0, 0.6))
                 process.kill()
             _, err = process.communicate()
         if process.returncode == 0:
+            assert "Going on" in err
             break
         assert process.returncode == -signal.SIGKILL, err
         killed += 1
