@@ -10,23 +10,14 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from .errors import InputError, missing_extra
 from .job_differences import differences_of
 from .shard_manifest import MANIFEST, PARTIAL, Job, Shard, ShardManifest, decoded, encoded
-from .stores import open_store
+from .stores import Written, open_store
 from .vectors import Vectors
-
-
-class Written(NamedTuple):
-    """A file as it was written."""
-
-    file: str
-    size_bytes: int
-    sha256: str
 
 
 class ShardFolder:
@@ -108,15 +99,14 @@ class ShardFolder:
         ids = arrow.array(keys, arrow.int64() if job.id_column is None else arrow.string())
         embedding = arrow.FixedSizeListArray.from_arrays(values, vectors.shape[1])
         table = arrow.table({"id": ids, "embedding": embedding})
-        content = arrow.BufferOutputStream()
-        # Vectors neither compress nor repeat; statistics of single values mean nothing.
-        parquet.write_table(
-            table, content, compression="none", use_dictionary=False, write_statistics=["id"]
-        )
-        data = memoryview(content.getvalue())
         self.touched = True
-        self._store.put(shard_name(number), data)
-        return Written(shard_name(number), len(data), hashlib.sha256(data).hexdigest())
+        return self._store.write(
+            shard_name(number),
+            # Vectors neither compress nor repeat; statistics of single values mean nothing.
+            lambda file: parquet.write_table(
+                table, file, compression="none", use_dictionary=False, write_statistics=["id"]
+            ),
+        )
 
 
 _SHARD = re.compile(r"part-\d{5,}\.parquet$")

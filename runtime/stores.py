@@ -5,10 +5,11 @@ A file is there whole or not at all. Knows names and bytes, no shards and no man
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Protocol
+from tempfile import NamedTemporaryFile
+from typing import IO, NamedTuple, Protocol
 
 from .cache import cache_root
 from .errors import InputError
@@ -16,7 +17,15 @@ from .manifest import sha256_of
 from .urls import errors_of, filesystem, is_url
 from .whole_file import sync_folder, whole_file
 
-Data = bytes | memoryview
+Fill = Callable[[IO[bytes]], None]
+
+
+class Written(NamedTuple):
+    """A file as it was written."""
+
+    file: str
+    size_bytes: int
+    sha256: str
 
 
 class Store(Protocol):
@@ -36,8 +45,11 @@ class Store(Protocol):
     def holds(self, name: str, size_bytes: int, sha256: str, /) -> bool:
         """Return whether a file is there as it was put."""
 
-    def put(self, name: str, data: Data) -> None:
-        """Write a file, or replace it."""
+    def put(self, name: str, data: bytes) -> None:
+        """Write a small file, or replace it."""
+
+    def write(self, name: str, fill: Fill) -> Written:
+        """Write a file, or replace it, with what ``fill`` puts into it."""
 
     def rename(self, name: str, new: str) -> None:
         """Give a file another name, replacing what has it."""
@@ -116,11 +128,21 @@ class DiskStore:
         except OSError:
             return False
 
-    def put(self, name: str, data: Data) -> None:
-        """Write a file under a name that the lock keeps others from, then give it its own."""
-        partial = self.path / f".{name}.tmp"
-        with whole_file(self.path / name, partial=partial, sync=True) as file:
+    def put(self, name: str, data: bytes) -> None:
+        """Write a small file, or replace it."""
+        with self._new(name) as file:
             file.write(data)
+
+    def write(self, name: str, fill: Fill) -> Written:
+        """Write a file, or replace it, with what ``fill`` puts into it."""
+        with self._new(name) as file:
+            fill(file)
+        path = self.path / name
+        return Written(name, path.stat().st_size, sha256_of(path))
+
+    def _new(self, name: str) -> AbstractContextManager[IO[bytes]]:
+        """Return a file to write; the lock keeps others from its temporary name."""
+        return whole_file(self.path / name, partial=self.path / f".{name}.tmp", sync=True)
 
     def rename(self, name: str, new: str) -> None:
         """Give a file another name, on the disk when this returns."""
@@ -184,10 +206,20 @@ class UrlStore:
             except FileNotFoundError:
                 return False
 
-    def put(self, name: str, data: Data) -> None:
-        """Write a file, or replace it."""
+    def put(self, name: str, data: bytes) -> None:
+        """Write a small file, or replace it."""
         with errors_of(f"{self.name}/{name}", "written"):
-            self._files.pipe_file(self._path(name), bytes(data))
+            self._files.pipe_file(self._path(name), data)
+
+    def write(self, name: str, fill: Fill) -> Written:
+        """Write a file, or replace it, with what ``fill`` puts into it, by way of ``TMPDIR``."""
+        with NamedTemporaryFile(prefix="corom-") as made:
+            fill(made)
+            made.flush()
+            path = Path(made.name)
+            with errors_of(f"{self.name}/{name}", "written"):
+                self._files.put_file(str(path), self._path(name))
+            return Written(name, path.stat().st_size, sha256_of(path))
 
     def rename(self, name: str, new: str) -> None:
         """Copy a file, then remove it: the new one appears whole."""

@@ -25,7 +25,15 @@ from corom.runtime.portions import Portion
 from corom.runtime.row import Columns
 from corom.runtime.shard_manifest import MANIFEST, PARTIAL, ShardManifest, decoded, encoded
 from corom.runtime.shards import ShardFolder
-from corom.runtime.stores import DiskStore, Store, UrlStore, open_store, place_of
+from corom.runtime.stores import (
+    DiskStore,
+    Fill,
+    Store,
+    UrlStore,
+    Written,
+    open_store,
+    place_of,
+)
 
 fsspec = pytest.importorskip("fsspec", reason="run: pip install 'corom[ray]'")
 
@@ -61,7 +69,8 @@ def test_what_was_put_is_there_until_it_is_removed(store: Store) -> None:
     assert store.read("a") is None
     with store.held():
         store.put("b", b"1")
-        store.put("a", memoryview(b"12"))
+        written = store.write("a", lambda file: file.writelines([b"1", b"2"]))
+        assert written == Written("a", 2, hashlib.sha256(b"12").hexdigest())
         store.put("b", b"123")
         assert store.names() == ["a", "b"]
         assert (store.read("a"), store.read("b"), store.read("c")) == (b"12", b"123", None)
@@ -222,15 +231,14 @@ def test_interrupted_it_goes_on_to_the_same_files(
 def test_interrupted_while_the_first_shard_is_sent_it_goes_on(
     run: Run, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put = UrlStore.put
+    write = UrlStore.write
 
-    def interrupted(store: UrlStore, name: str, data: bytes) -> None:
-        put(store, name, data)  # it arrives, although nobody waits for it any more
-        if name.startswith("part-"):
-            raise KeyboardInterrupt
+    def interrupted(store: UrlStore, name: str, fill: Fill) -> Written:
+        write(store, name, fill)  # it arrives, although nobody waits for it any more
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as during:
-        during.setattr(UrlStore, "put", interrupted)
+        during.setattr(UrlStore, "write", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(url)
     assert set(contents(url)) == {PARTIAL, "part-00000.parquet"}
