@@ -134,11 +134,11 @@ def _say(line: str) -> None:
 
 
 def _refuse_other_files(output: Path | str) -> None:
-    known = f"a folder, or must end in one of: {', '.join(SUFFIXES)}"
     if isinstance(output, str):
-        if PurePath(output).suffix in {*SUFFIXES, *KINDS, ".gz"}:
+        if PurePath(output).suffix in {*KINDS, ".gz"}:
             raise InputError(f"output '{output}' must be a folder.")
         return
+    known = f"a folder, or must end in one of: {', '.join(SUFFIXES)}"
     if output.is_file() or (output.suffix and not output.is_dir()):
         raise InputError(f"output '{output}' must be {known}.")
     if not output.absolute().parent.is_dir():

@@ -23,9 +23,12 @@ def cpu_model() -> str:
     return models[0] if models else platform.processor() or platform.machine()
 
 
+VNNI = {"avx512_vnni", "avx_vnni"}
+
+
 def has_vnni(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Say whether this x86 processor sums 8-bit products in 32 bits by one instruction."""
-    return bool(_flags(cpuinfo) & {"avx512_vnni", "avx_vnni"})
+    return bool(_flags(cpuinfo) & VNNI)
 
 
 def int8_saturates(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
@@ -33,7 +36,8 @@ def int8_saturates(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
     False where it cannot be told.
     """
-    return bool(_flags(cpuinfo)) and not has_vnni(cpuinfo)
+    flags = _flags(cpuinfo)
+    return bool(flags) and not flags & VNNI
 
 
 def _flags(cpuinfo: Path) -> set[str]:

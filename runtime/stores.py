@@ -102,11 +102,13 @@ class DiskStore:
             handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 _lock_or_refuse(handle, self.name)
-                # A job that ended in between may have removed the folder that was opened.
-                if self.path.exists() and os.fstat(handle).st_ino == self.path.stat().st_ino:
-                    return os.dup(handle)
-            finally:
+            except InputError:
                 os.close(handle)
+                raise
+            # A job that ended in between may have removed the folder that was opened.
+            if self.path.exists() and os.fstat(handle).st_ino == self.path.stat().st_ino:
+                return handle
+            os.close(handle)
 
     def names(self) -> list[str]:
         """Return the names of all files and folders, sorted."""

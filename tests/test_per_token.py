@@ -1,7 +1,7 @@
 """int8-per-token: 8-bit weights in the graph, 8-bit tokens by OpenVINO, nothing chosen on texts."""
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +21,8 @@ from corom.runtime.errors import InputError, UnavailableError
 needs_vnni = pytest.mark.skipif(not has_vnni(), reason="run it on a CPU with VNNI")
 
 
-@pytest.fixture(scope="module")
-def bundle(
-    tmp_path_factory: pytest.TempPathFactory,
-    make_checkpoint: Callable[..., Path],
-    parity_file: Path,
-) -> Path:
-    """A bundle with the rung; its layers are as wide as the groups that share a scale."""
-    checkpoint = make_checkpoint(hidden_size=128, intermediate_size=256)
-    made = tmp_path_factory.mktemp("bundles") / "per-token"
+def export(checkpoint: Path, made: Path, parity_file: Path) -> None:
+    """Make a bundle with the rung."""
     export_bundle(
         str(checkpoint),
         made,
@@ -37,12 +30,24 @@ def bundle(
         parity_texts=parity_file,
         pooling="cls",
     )
+
+
+@pytest.fixture(scope="module")
+def bundle(
+    tmp_path_factory: pytest.TempPathFactory,
+    make_checkpoint: Callable[..., Path],
+    parity_file: Path,
+) -> Path:
+    """A bundle with the rung; its layers are as wide as groups that share a scale."""
+    made = tmp_path_factory.mktemp("bundles") / "per-token"
+    export(make_checkpoint(hidden_size=128, intermediate_size=256), made, parity_file)
     return made
 
 
 @pytest.fixture(scope="module")
-def encoder(bundle: Path) -> Encoder:
-    return Encoder(bundle, precision="int8-per-token", threads=1)
+def encoder(bundle: Path) -> Iterator[Encoder]:
+    with Encoder(bundle, precision="int8-per-token", threads=1) as opened:
+        yield opened
 
 
 @needs_vnni
@@ -118,12 +123,7 @@ def test_layers_that_no_group_fits_are_refused(
     tiny_checkpoint: Path, parity_file: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=r"multiple of 64; .* are 48 and 96 wide\. Take int8"):
-        export_bundle(
-            str(tiny_checkpoint),
-            tmp_path / "b",
-            precisions=["int8-per-token"],
-            parity_texts=parity_file,
-        )
+        export(tiny_checkpoint, tmp_path / "b", parity_file)
     assert not (tmp_path / "b").exists()
 
 
@@ -132,10 +132,5 @@ def test_without_vnni_it_is_refused_and_nothing_is_made(
 ) -> None:
     monkeypatch.setattr("corom.runtime.backend_openvino.has_vnni", lambda: False)
     with pytest.raises(UnavailableError, match=r"has no VNNI, .* Take fp32 or int8"):
-        export_bundle(
-            str(tiny_checkpoint),
-            tmp_path / "b",
-            precisions=["int8-per-token"],
-            parity_texts=parity_file,
-        )
+        export(tiny_checkpoint, tmp_path / "b", parity_file)
     assert not (tmp_path / "b").exists()
