@@ -176,7 +176,9 @@ def _read(content: bytes, dimension: int) -> tuple[Sequence[str | int], Vectors]
         from pyarrow import BufferReader, parquet
     except ImportError:
         raise missing_extra("pyarrow", "parquet", "Reading vectors") from None
-    table = parquet.read_table(BufferReader(content))
+    # Read by this thread alone: read_table leaves a thread that holds ``content`` a moment longer,
+    # and a process that ends in that moment is aborted (apache/arrow issue 34314).
+    table = parquet.ParquetFile(BufferReader(content)).read(use_threads=False)
     column = table["embedding"].combine_chunks()
     flat = column.values.to_numpy(zero_copy_only=False)
     return table["id"].to_pylist(), flat.reshape(len(column), dimension)

@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -110,6 +111,21 @@ def test_what_cannot_be_searched(index: Path, tmp_path: Path) -> None:
     (copy / "part-00001.parquet").write_bytes(b"PAR1")
     with pytest.raises(BundleError, match="missing or was altered"):
         VectorIndex(copy)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc: run it on Linux")
+def test_opening_starts_no_thread(index: Path) -> None:
+    # One that still lets go of Python's bytes when the interpreter ends aborts the process.
+    program = """if True:
+        import os, sys
+        import pyarrow.parquet
+        from corom.runtime import VectorIndex
+        before = set(os.listdir("/proc/self/task"))
+        VectorIndex(sys.argv[1])
+        print(len(set(os.listdir("/proc/self/task")) - before))
+        """
+    command = [sys.executable, "-c", program, str(index)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "0\n"
 
 
 def test_the_command_prints_hits(index: Path, corom: Corom, parity_texts: list[str]) -> None:
