@@ -12,9 +12,10 @@ from .as_begun import as_begun
 from .cli_options import say_cut
 from .corpus import Corpus
 from .embedder import Embedder, LocalEmbedder
-from .embedding_job import SHARD_ROWS, embed_corpus, job_of, refuse_bad_rows
+from .embedding_job import SHARD_ROWS, embed_corpus, job_of
 from .encoder import Encoder
 from .errors import InputError
+from .job_source import refuse_bad_rows
 from .late_encoder import LateEncoder
 from .manifest import load_manifest
 from .options import EncodeOptions, with_document_prompt

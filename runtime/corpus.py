@@ -3,11 +3,14 @@
 Knows files and rows; no encoder, no output.
 """
 
+import copy
 import glob
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import msgspec
@@ -15,7 +18,7 @@ import msgspec
 from .errors import InputError
 from .manifest import sha256_of
 from .row import BadRow, Columns, Row
-from .rows import STDIN, read_rows
+from .rows import STDIN, open_bytes, read_rows
 from .seen_ids import SeenIds
 from .urls import is_url, matching_urls, measure_url
 
@@ -67,6 +70,8 @@ class Corpus:
 
     def __init__(self, patterns: Sequence[str], columns: Columns, kind: str | None = None) -> None:
         self.columns, self.kind = columns, kind
+        self._paths: dict[str, str] = {}
+        """Where a file is read that is not read by its name."""
         self.names = [name for pattern in patterns for name in _matching(pattern)]
         places = [name if is_url(name) else os.path.realpath(name) for name in self.names]
         if len(set(places)) < len(places):
@@ -95,9 +100,24 @@ class Corpus:
         position = 0
         with closing(SeenIds()) as seen:
             for name in self.names:
-                for row in read_rows(name, self.columns, self.kind):
+                path = self._paths.get(name, name)
+                for row in read_rows(name, self.columns, self.kind, path):
                     yield _passage(Place(name, row.number), position, row, seen)
                     position += 1
+
+    @contextmanager
+    def for_another_process(self) -> Iterator["Corpus"]:
+        """Yield this corpus as any process of this machine can read it, more than once too.
+
+        That is by absolute paths; what can be read only once is copied below ``TMPDIR``.
+        """
+        with TemporaryDirectory(prefix="corom-") as folder:
+            corpus = copy.copy(self)
+            corpus._paths = {  # its own
+                name: _path_or_copy(name, Path(folder, str(number)))
+                for number, name in enumerate(self.names)
+            }
+            yield corpus
 
     def survey(self, advance: Callable[[int], None] = lambda _rows: None) -> Survey:
         """Read every row once; ``advance`` is told how many rows were read since it was told."""
@@ -112,6 +132,20 @@ class Corpus:
                 advance(8192)
         advance(rows % 8192)
         return Survey(rows, bad_rows, first_bad)
+
+
+def _path_or_copy(name: str, place: Path) -> str:
+    """Return the absolute path of a file, or that of a copy of a pipe."""
+    if is_url(name):
+        return name
+    if Path(name).is_file():
+        return os.path.realpath(name)
+    try:
+        with open_bytes(name) as source, place.open("wb") as target:
+            shutil.copyfileobj(source, target)
+    except OSError as error:
+        raise InputError(f"'{name}' cannot be copied to '{place}': {error.strerror}.") from None
+    return str(place)
 
 
 def _matching(pattern: str) -> list[str]:

@@ -1,10 +1,11 @@
 """The seam between a job and who computes its vectors: this process, or the workers of Ray."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 from .encoder import Encoder
 from .errors import InputError
+from .job_source import JobSource
 from .options import EncodeOptions
 from .portions import Portion
 from .vectors import Vectors
@@ -30,23 +31,23 @@ class Described(NamedTuple):
 
 
 class Embedded(NamedTuple):
-    """A portion and the vectors (N, H) of its texts that can be used."""
+    """A portion and the vectors (N, H) of its texts; None where its shard was there before."""
 
     portion: Portion
-    vectors: Vectors
+    vectors: Vectors | None
     truncated_texts: int
 
 
 class Embedder(Protocol):
-    """Turns portions into vectors."""
+    """Turns the portions of a job into vectors."""
 
     described: Described
 
-    def embed(self, portions: Iterable[Portion], advance: Advance) -> Iterator[Embedded]:
-        """Yield the portions with their vectors, in order, some of them read ahead at most.
+    def embed(self, source: JobSource, advance: Advance) -> Iterator[Embedded]:
+        """Yield every portion, in order, with its vectors if it has no shard yet.
 
-        ``advance`` is told how many more rows are done. Raises ``InputError`` for a text that the
-        options refuse.
+        Some are read ahead at most. ``advance`` is told how many more rows are done. Raises
+        ``InputError`` for a text that the options refuse.
         """
         ...
 
@@ -58,10 +59,14 @@ class LocalEmbedder:
         self._encoder, self._options = encoder, options
         self.described = describe(encoder, options)
 
-    def embed(self, portions: Iterable[Portion], advance: Advance) -> Iterator[Embedded]:
-        """Yield the portions with their vectors, in order; no portion is read ahead."""
-        for portion in portions:
-            yield self._embedded(portion, advance)
+    def embed(self, source: JobSource, advance: Advance) -> Iterator[Embedded]:
+        """Yield every portion, in order, with its vectors; no portion is read ahead."""
+        for portion in source:
+            if portion.number in source.done:
+                advance(portion.rows)
+                yield Embedded(portion, None, 0)
+            else:
+                yield self._embedded(portion, advance)
 
     def _embedded(self, portion: Portion, advance: Advance) -> Embedded:
         cut = self._encoder.truncated_texts
@@ -88,7 +93,7 @@ def describe(encoder: Encoder, options: EncodeOptions) -> Described:
 
 def at_its_place(error: InputError, portion: Portion) -> InputError:
     """Return the error of a text with where its portion begins."""
-    return InputError(f"{error} (Text 0 is {portion.good[0].place}.)")
+    return InputError(f"{error} (Text 0 is {portion.begin}.)")
 
 
 def _told(texts: list[str], advance: Advance) -> Iterator[str]:

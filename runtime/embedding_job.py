@@ -6,7 +6,7 @@ that they were made by the same job from the same rows, and goes on behind them.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,8 +18,9 @@ from .corpus import Corpus, Passage, printable
 from .embedder import Advance, Described, Embedded, Embedder, Say
 from .errors import InputError
 from .job_differences import another_job, differences_of
+from .job_source import JobSource, input_changed
 from .manifest import load_manifest, manifest_sha256
-from .portions import Portion, portions
+from .portions import Portion
 from .shard_manifest import Job, Shard, ShardManifest, manifest_of
 from .shards import ShardFolder
 from .urls import is_url
@@ -69,18 +70,18 @@ def embed_corpus(
             return _manifest(job, done)
         shards: dict[int, Shard] = {}
         with _begun(folder, job, done), _bad_rows_file(bad_rows, folder) as note:
-            source = _noted(portions(corpus.passages(), job.shard_rows), note)
-            wanted = _not_done(source, done, shards, advance)
-            if complete:
-                for _more in wanted:
-                    raise _changed(f"it has rows after those of {len(done)} shards")
+            source = JobSource(
+                corpus, job.shard_rows, frozenset(done), complete, bad_rows=bad_rows is not None
+            )
+            shard_of = partial(_shard_of, folder, job, done, note)
             # Mapped, so that a shard's vectors are gone while the next ones are computed.
-            for shard in map(partial(_written, folder, job), embedder.embed(wanted, advance)):
+            for shard in map(shard_of, embedder.embed(source, advance)):
                 shards[shard.number] = shard
-                folder.save(_manifest(job, done | shards))
+                if shard.number not in done:
+                    folder.save(_manifest(job, done | shards))
             manifest = _manifest(job, shards)
             if len(shards) < len(done | shards):
-                raise _changed(f"it had more than {manifest.rows + manifest.bad_rows:,} rows")
+                raise input_changed(f"it had more than {manifest.rows + manifest.bad_rows:,} rows")
             if not manifest.rows:
                 what = "can be used" if manifest.bad_rows else "is there"
                 raise InputError(f"not one row {what} in: {', '.join(corpus.names)}.")
@@ -88,18 +89,6 @@ def embed_corpus(
             folder.save(manifest)
             folder.finish()
     return manifest
-
-
-def refuse_bad_rows(first: Passage, count: int = 0, rows: int = 0) -> InputError:
-    """Return the error for rows that cannot be used, when nobody said what to do with them.
-
-    ``count`` of ``rows``: 0 where the rest was not read.
-    """
-    of = f" {count:,} of {rows:,} rows cannot be used." if rows else ""
-    return InputError(
-        f"{first.place}: {first.reason}.{of} Mend the input, or pass --bad-rows FILE to write such "
-        "rows there and go on without them."
-    )
 
 
 def _resumed(folder: ShardFolder, job: Job, say: Say) -> tuple[dict[int, Shard], bool]:
@@ -144,64 +133,41 @@ def _manifest(job: Job, shards: dict[int, Shard]) -> ShardManifest:
     return manifest_of(job, [shards[number] for number in sorted(shards)])
 
 
-def _not_done(
-    source: Iterable[Portion],
+def _shard_of(
+    folder: ShardFolder,
+    job: Job,
     done: dict[int, Shard],
-    shards: dict[int, Shard],
-    advance: Advance,
-) -> Iterator[Portion]:
-    """Yield the portions without a shard; put the shards of the others into ``shards``."""
-    for portion in source:
-        if portion.number in done:
-            shards[portion.number] = _same(done[portion.number], portion)
-            advance(portion.rows)
-        else:
-            yield portion
-
-
-def _noted(source: Iterable[Portion], note: Callable[[Passage], None]) -> Iterator[Portion]:
-    """Yield the portions, and note the rows that cannot be used as they are read."""
-    for portion in source:
-        for passage in portion.bad:
-            note(passage)
-        yield portion
+    note: Callable[[Passage], None],
+    embedded: Embedded,
+) -> Shard:
+    """Return the entry of a portion's shard, which is written if it was not there."""
+    portion = embedded.portion
+    for passage in portion.bad:
+        note(passage)
+    if embedded.vectors is None:
+        return _same(done[portion.number], portion)
+    written = folder.write(portion.number, portion.keys, embedded.vectors, job)
+    return Shard(
+        **written._asdict(),
+        rows=len(portion.keys),
+        bad_rows=len(portion.bad),
+        truncated_texts=embedded.truncated_texts,
+        input_sha256=portion.sha256,
+    )
 
 
 def _same(shard: Shard, portion: Portion) -> Shard:
     """Return the shard if these are the rows it was made from."""
     if shard.input_rows != portion.rows or shard.input_sha256 != portion.sha256:
-        raise _changed(f"{shard.file} was made from other rows than those up to {portion.end}")
+        raise input_changed(f"{shard.file} was made from other rows than those up to {portion.end}")
     return shard
-
-
-def _changed(why: str) -> InputError:
-    return InputError(
-        f"the input has changed since this folder was begun: {why}. Give another folder."
-    )
-
-
-def _written(folder: ShardFolder, job: Job, embedded: Embedded) -> Shard:
-    """Write one shard and return its entry."""
-    portion, vectors, truncated_texts = embedded
-    written = folder.write(portion.number, portion.keys, vectors, job)
-    return Shard(
-        **written._asdict(),
-        rows=len(portion.good),
-        bad_rows=len(portion.bad),
-        truncated_texts=truncated_texts,
-        input_sha256=portion.sha256,
-    )
 
 
 @contextmanager
 def _bad_rows_file(path: Path | None, folder: ShardFolder) -> Iterator[Callable[[Passage], None]]:
     """Yield what notes a row that cannot be used; the file appears when the block ends well."""
-
-    def refuse(passage: Passage) -> None:
-        raise refuse_bad_rows(passage)
-
     if path is None:
-        yield refuse
+        yield lambda _passage: None
         return
     # One name for each folder, which is locked: going on takes what a killed run left.
     place = folder.name if is_url(folder.name) else os.path.realpath(folder.name)

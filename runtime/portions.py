@@ -11,29 +11,24 @@ SHARD_CHARACTERS = 32_000_000
 
 
 class Portion(NamedTuple):
-    """The rows that shard ``number`` stands for; ``good`` are those that can be used."""
+    """The rows that shard ``number`` stands for: ids and texts of those that can be used.
+
+    ``rows`` counts the ``bad`` ones too; ``sha256`` is the hash of ids and texts. For messages:
+    ``begin``, where the first of these texts stands, and ``end``, where the last row does.
+    """
 
     number: int
     rows: int
-    good: list[Passage]
+    keys: list[str | int]
+    texts: list[str]
     bad: list[Passage]
+    sha256: str
+    begin: str
     end: str
-    """Where the last row stands, for messages."""
 
-    @property
-    def keys(self) -> list[str | int]:
-        """The ids of the rows that can be used."""
-        return [passage.key for passage in self.good]
-
-    @property
-    def texts(self) -> list[str]:
-        """The texts of the rows that can be used."""
-        return [passage.text or "" for passage in self.good]
-
-    @property
-    def sha256(self) -> str:
-        """The hash of ids and texts."""
-        return texts_sha256(self.keys, self.texts)
+    def without_texts(self) -> "Portion":
+        """Return what a portion is known by when its vectors are there."""
+        return self._replace(texts=[])
 
 
 def portions(passages: Iterable[Passage], rows: int) -> Iterator[Portion]:
@@ -52,10 +47,16 @@ def portions(passages: Iterable[Passage], rows: int) -> Iterator[Portion]:
 
 
 def _portion(number: int, passages: list[Passage]) -> Portion:
+    good = [passage for passage in passages if passage.text is not None]
+    keys = [passage.key for passage in good]
+    texts = [passage.text or "" for passage in good]
     return Portion(
         number,
         len(passages),
-        [passage for passage in passages if passage.text is not None],
+        keys,
+        texts,
         [passage for passage in passages if passage.text is None],
+        texts_sha256(keys, texts),
+        str((good or passages)[0].place),
         str(passages[-1].place),
     )

@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,6 +43,26 @@ def connected(say: Say) -> Iterator[list[Machine]]:
             for node in ray.nodes()
             if node["Alive"]
         ]
+
+
+@contextmanager
+def quiet_start() -> Iterator[None]:
+    """Keep from stderr what Ray's C++ says of every actor of Ray Data; Python writes there still.
+
+    The message: such actors cannot be restarted once their arguments are gone, which are this
+    process's. No option leaves it out, but it comes from below ``sys.stderr``.
+    """
+    shown = os.dup(2)
+    with (
+        Path(os.devnull).open("w") as nowhere,
+        open(shown, "w", encoding="utf-8", errors="backslashreplace") as stderr,  # noqa: PTH123
+        redirect_stderr(stderr),
+    ):
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(shown, 2)
 
 
 def _join_or_start(ray: Any, say: Say) -> None:  # noqa: ANN401

@@ -23,11 +23,14 @@ from .urls import is_url, open_url
 STDIN = "-"
 
 
-def read_rows(name: str, columns: Columns, kind: str | None = None) -> Rows:
+def read_rows(
+    name: str, columns: Columns, kind: str | None = None, path: str | None = None
+) -> Rows:
     """Yield every row of a file, in order; ``name`` "-" is standard input.
 
-    ``kind``: a suffix such as ".tsv" to read the file by; None takes its own. Raises ``InputError``
-    for a file that is missing, damaged, of an unknown kind or without a column that is asked for.
+    ``kind``: a suffix such as ".tsv" to read the file by; None takes its own. ``path``: where the
+    file lies; None: where its name says. Raises ``InputError`` for a file that is missing, damaged,
+    of an unknown kind or without a column that is asked for.
     """
     suffixes = Path(name).suffixes
     packed = suffixes[-1:] in ([".gz"], [".GZ"])
@@ -40,7 +43,7 @@ def read_rows(name: str, columns: Columns, kind: str | None = None) -> Rows:
             "Say which with --input-format."
         )
     try:
-        with _opened(name, packed=packed) as file:
+        with open_bytes(path or name, packed=packed) as file:
             yield from KINDS[kind](file, name, columns)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"'{name}' is a damaged or truncated gzip file: {error}.") from None
@@ -48,7 +51,8 @@ def read_rows(name: str, columns: Columns, kind: str | None = None) -> Rows:
         raise InputError(f"'{name}' cannot be read: {error.strerror or error}.") from None
 
 
-def _opened(name: str, *, packed: bool) -> AbstractContextManager[BinaryIO]:
+def open_bytes(name: str, *, packed: bool = False) -> AbstractContextManager[BinaryIO]:
+    """Open a file, a URL or standard input, which is not closed; ``packed``: it is gzip."""
     if name == STDIN:
         if sys.stdin is None:
             raise InputError("standard input is closed.")

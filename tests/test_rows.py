@@ -4,8 +4,11 @@ import csv
 import errno
 import gzip
 import json
+import os
+import pickle
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -309,3 +312,29 @@ def test_a_disk_without_room_for_ids_is_said() -> None:
             any(not seen.add(str(number)) for number in range(10_000))
     assert raised.value.errno == errno.ENOSPC
     assert "TMPDIR" in str(raised.value.filename)
+
+
+def test_another_process_reads_the_same_rows_twice_even_of_a_pipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text("头痛\n", "utf-8")
+    os.mkfifo("pipe")
+    writer = threading.Thread(target=Path("pipe").write_text, args=("发烧\n", "utf-8"))
+    writer.start()
+    corpus = Corpus(["a.txt", "pipe"], Columns())
+    (tmp_path / "elsewhere").mkdir()
+    with corpus.for_another_process() as sent:
+        writer.join()
+        received = pickle.loads(pickle.dumps(sent))  # noqa: S301
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        for _time in range(2):
+            rows = [(str(passage.place), passage.text) for passage in received.passages()]
+            assert rows == [("row 1 of 'a.txt'", "头痛"), ("row 1 of 'pipe'", "发烧")]
+    with pytest.raises(InputError, match="'pipe' cannot be read"):
+        list(received.passages())  # its copy is gone
+    monkeypatch.chdir(tmp_path)
+    with Corpus(["a.txt"], Columns()).for_another_process() as sent:
+        Path("a.txt").unlink()
+        with pytest.raises(InputError, match=r"'a\.txt' cannot be read"):
+            list(sent.passages())

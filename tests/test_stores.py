@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +20,8 @@ from corom.runtime.corpus import Corpus
 from corom.runtime.embedder import Advance, Embedded, LocalEmbedder
 from corom.runtime.embedding_job import embed_corpus, job_of
 from corom.runtime.errors import BundleError, InputError, UnavailableError
+from corom.runtime.job_source import JobSource
 from corom.runtime.options import EncodeOptions
-from corom.runtime.portions import Portion
 from corom.runtime.row import Columns
 from corom.runtime.shard_manifest import MANIFEST, PARTIAL, ShardManifest, decoded, encoded
 from corom.runtime.shards import ShardFolder
@@ -178,9 +178,9 @@ class StoppedEmbedder(LocalEmbedder):
         super().__init__(encoder, options)
         self._shards = shards
 
-    def embed(self, portions: Iterable[Portion], advance: Advance) -> Iterator[Embedded]:
+    def embed(self, source: JobSource, advance: Advance) -> Iterator[Embedded]:
         """Yield as many portions with their vectors."""
-        for count, done in enumerate(super().embed(portions, advance)):
+        for count, done in enumerate(super().embed(source, advance)):
             if count == self._shards:
                 raise KeyboardInterrupt
             yield done
