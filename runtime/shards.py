@@ -16,7 +16,8 @@ import numpy as np
 from .errors import InputError, missing_extra
 from .job_differences import differences_of
 from .shard_manifest import MANIFEST, PARTIAL, Job, Shard, ShardManifest, decoded, encoded
-from .stores import Written, open_store
+from .store import Written
+from .stores import open_store
 from .vectors import Vectors
 
 

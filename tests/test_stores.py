@@ -25,15 +25,10 @@ from corom.runtime.options import EncodeOptions
 from corom.runtime.row import Columns
 from corom.runtime.shard_manifest import MANIFEST, PARTIAL, ShardManifest, decoded, encoded
 from corom.runtime.shards import ShardFolder
-from corom.runtime.stores import (
-    DiskStore,
-    Fill,
-    Store,
-    UrlStore,
-    Written,
-    open_store,
-    place_of,
-)
+from corom.runtime.store import Fill, Store, Written
+from corom.runtime.store_disk import DiskStore
+from corom.runtime.store_url import UrlStore
+from corom.runtime.stores import open_store, place_of
 
 fsspec = pytest.importorskip("fsspec", reason="run: pip install 'corom[ray]'")
 
