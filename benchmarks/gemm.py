@@ -79,8 +79,9 @@ def _onnxruntime_product(
 ) -> Callable[[], object]:
     """A graph of one product with constant weights, which the library packs when it opens it."""
     import onnx
-    import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
+
+    from corom.runtime.onnx_runtime import onnxruntime
 
     random = np.random.default_rng(0)
     if roof == "int8":

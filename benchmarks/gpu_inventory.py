@@ -57,9 +57,8 @@ def _tensorrt(flavour: Flavour) -> str:
 
 
 def _onnxruntime() -> str:
-    import onnxruntime
-
     from corom.runtime.backend_onnxruntime_cuda import require_cuda_provider
+    from corom.runtime.onnx_runtime import onnxruntime
 
     require_cuda_provider()
     return str(onnxruntime.__version__)

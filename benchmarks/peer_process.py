@@ -38,6 +38,7 @@ class PeerProcess:
             "OMP_NUM_THREADS": str(threads),
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "true",
+            "ORT_DISABLE_TELEMETRY": "1",
         }
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process
         self._process = subprocess.Popen(

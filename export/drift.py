@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 
 from corom.runtime.backend_openvino import execute_once
 from corom.runtime.manifest import Precision, Tolerance
+from corom.runtime.onnx_runtime import onnxruntime
 from corom.runtime.parity import row_cosines
 
 from .reference import Reference

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
 from .batching import Batch, attention_mask
 from .errors import BundleError
 from .graph_interface import OUTPUT, require_interface
+from .onnx_runtime import onnxruntime
 
 
 class OnnxRuntimeBackend:

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
 from .backend_onnxruntime import open_session
 from .batching import Batch, attention_mask
 from .errors import UnavailableError
+from .onnx_runtime import onnxruntime
 from .shapes import Bucket, Buckets
 from .sidecar import Profile
 

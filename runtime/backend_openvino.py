@@ -5,7 +5,9 @@ comes, with a scale for each token and ``TOKEN_GROUP`` of its values.
 """
 
 import logging
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +99,28 @@ class OpenVinoBackend:
 def open_core() -> Any:  # noqa: ANN401  # an optional package
     """Return OpenVINO's entry point; raises ``UnavailableError`` without the package."""
     try:
-        import openvino
+        with _unreported():
+            import openvino
     except ModuleNotFoundError:
         raise missing_extra("openvino", "openvino", "backend 'openvino'") from None
     return openvino.Core()
+
+
+@contextmanager
+def _unreported() -> Iterator[None]:
+    """Hide the package through which OpenVINO tells its makers that it was imported.
+
+    They would be told by the network, and the process would not end before they are.
+    """
+    name = "openvino_telemetry"
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]  # as if it were not installed
+    try:
+        yield
+    finally:
+        del sys.modules[name]
 
 
 def require_precision(core: Any, precision: str) -> None:  # noqa: ANN401

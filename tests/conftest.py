@@ -33,12 +33,13 @@ from corom.runtime.manifest import describe_files, load_manifest, save_manifest
 if TYPE_CHECKING:
     import torch
 
-# The frameworks that corom has adapters for tell their makers nothing from here.
+# What corom is used with tells its makers nothing from here.
 os.environ |= {
     "ANONYMIZED_TELEMETRY": "False",  # Chroma
     "DO_NOT_TRACK": "1",
     "HAYSTACK_TELEMETRY_ENABLED": "False",
     "LANGSMITH_TRACING": "false",  # LangChain
+    "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime, where a test imports it itself
 }
 
 # Other tests run beside these: how long an example takes says nothing.

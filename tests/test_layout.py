@@ -51,6 +51,13 @@ def test_the_runtime_never_imports_the_heavy_half(path: Path) -> None:
             assert not f"{name}.".startswith(f"{half}."), f"{path.name}:{line} imports {name}"
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=identify)
+def test_onnx_runtime_comes_from_the_module_that_silences_it(path: Path) -> None:
+    if path.name not in ("onnx_runtime.py", "peer_worker.py"):  # of peers, silenced by who runs it
+        for name, line in imports(path):
+            assert name.split(".")[0] != "onnxruntime", f"{path.name}:{line} imports {name}"
+
+
 @pytest.mark.parametrize("path", EXPORT, ids=identify)
 def test_the_exporter_never_imports_the_benchmarks(path: Path) -> None:
     for name, line in imports(path):
