@@ -8,7 +8,7 @@ import glob
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -81,7 +81,7 @@ class Corpus:
     @property
     def can_be_read_twice(self) -> bool:
         """Whether rows may be read before the work: not from standard input or a pipe."""
-        return all(is_url(name) or Path(name).is_file() for name in self.names)
+        return all(is_url(name) or _is_file(name) for name in self.names)
 
     def refuse_as_output(self, output: Path) -> None:
         """Raise ``InputError`` if writing there would overwrite an input."""
@@ -111,12 +111,12 @@ class Corpus:
 
         That is by absolute paths; what can be read only once is copied below ``TMPDIR``.
         """
-        with TemporaryDirectory(prefix="corom-") as folder:
-            corpus = copy.copy(self)
-            corpus._paths = {  # its own
-                name: _path_or_copy(name, Path(folder, str(number)))
-                for number, name in enumerate(self.names)
-            }
+        corpus = copy.copy(self)
+        lasting = {name: name if is_url(name) else _lasting_path(name) for name in self.names}
+        once = [name for name, path in lasting.items() if path is None]
+        with TemporaryDirectory(prefix="corom-") if once else nullcontext("") as folder:
+            copies = {name: _copied(name, Path(folder, str(k))) for k, name in enumerate(once)}
+            corpus._paths = {name: path or copies[name] for name, path in lasting.items()}
             yield corpus
 
     def survey(self, advance: Callable[[int], None] = lambda _rows: None) -> Survey:
@@ -134,18 +134,32 @@ class Corpus:
         return Survey(rows, bad_rows, first_bad)
 
 
-def _path_or_copy(name: str, place: Path) -> str:
-    """Return the absolute path of a file, or that of a copy of a pipe."""
-    if is_url(name):
-        return name
-    if Path(name).is_file():
-        return os.path.realpath(name)
+def _is_file(name: str) -> bool:
+    """Return whether this is a file; not standard input, a pipe, or what is not there."""
+    return name != STDIN and Path(name).is_file()
+
+
+def _lasting_path(name: str) -> str | None:
+    """Return where any process can read a file, and again; None for a pipe.
+
+    /dev/stdin may be a file that has no name any more.
+    """
+    path = os.path.realpath(name)
+    return path if _is_file(name) and Path(path).exists() and Path(path).samefile(name) else None
+
+
+def _copied(name: str, path: Path) -> str:
+    """Copy what can be read only once, and return the path of the copy."""
     try:
-        with open_bytes(name) as source, place.open("wb") as target:
-            shutil.copyfileobj(source, target)
+        source = open_bytes(name)
     except OSError as error:
-        raise InputError(f"'{name}' cannot be copied to '{place}': {error.strerror}.") from None
-    return str(place)
+        raise InputError(f"'{name}' cannot be read: {error.strerror}.") from None
+    try:
+        with source as file, path.open("wb") as target:
+            shutil.copyfileobj(file, target)
+    except OSError as error:
+        raise InputError(f"'{name}' cannot be copied to '{path}': {error.strerror}.") from None
+    return str(path)
 
 
 def _matching(pattern: str) -> list[str]:
@@ -167,7 +181,7 @@ def _described(name: str) -> InputFile:
         digest, size = measure_url(name)
         return InputFile(name=name, sha256=digest, size_bytes=size)
     shown = printable(name)
-    if not Path(name).is_file():
+    if not _is_file(name):
         return InputFile(name=shown, sha256=None, size_bytes=None)
     try:
         size = Path(name).stat().st_size

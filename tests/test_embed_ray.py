@@ -100,11 +100,17 @@ def shards(folder: Path) -> int:
 
 @needs_ray
 def test_who_is_killed_costs_no_row_and_the_folder_is_the_same_to_the_byte(
-    start: Start, command: Callable[..., list[Any]], whole: dict[str, str], tmp_path: Path
+    start: Start,
+    command: Callable[..., list[Any]],
+    whole: dict[str, str],
+    offline_environment: dict[str, str],
+    tmp_path: Path,
 ) -> None:
     folder = tmp_path / "vectors"
     killed = set()
-    with start(*command(folder, *RAY)) as process:
+    # Ray Data gives up where for half an hour no portion is done; here it would after a second.
+    impatient = offline_environment | {"RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "1"}
+    with start(*command(folder, *RAY), env=impatient) as process:
         wait_for(lambda: readers(process), process)
         readers(process)[0].kill()
         for wanted in (1, 8):
@@ -184,6 +190,24 @@ def test_ray_goes_on_where_another_stopped_and_names_the_text_it_refuses(
     assert "part-00030.parquet is not as it was written" in done.stderr
     assert "Going on: 2,949 vectors" in done.stderr
     assert contents(folder) == whole
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_reader_that_always_dies_is_an_error(
+    start: Start, command: Callable[..., list[Any]], tmp_path: Path
+) -> None:
+    killed = set()
+    with start(*command(tmp_path / "vectors", *RAY)) as process:
+        while process.poll() is None:
+            for reader in readers(process):
+                reader.kill()
+                killed.add(reader.pid)
+            time.sleep(0.005)
+        _, err = process.communicate()
+    assert process.returncode == 3, err
+    assert "died 4 times in one place" in err.splitlines()[-1]
+    assert len(killed) == 4
 
 
 @needs_ray

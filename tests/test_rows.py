@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import closing
@@ -266,6 +267,17 @@ def test_globs_are_sorted_and_must_match(tmp_path: Path) -> None:
         Corpus([f"{tmp_path}/*.txt", f"{tmp_path}/a.txt"], Columns())
 
 
+def test_a_file_called_like_standard_input_is_not_taken_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("-").write_text("头痛\n", "utf-8")
+    corpus = Corpus(["-"], Columns())
+    assert not corpus.can_be_read_twice
+    assert [(file.name, file.sha256) for file in corpus.files()] == [("-", None)]
+    assert Corpus(["./-"], Columns()).can_be_read_twice
+
+
 def test_an_id_is_there_once_in_all_files(tmp_path: Path) -> None:
     write_tsv(tmp_path / "a.tsv", [("1", "a"), ("2", "b")])
     write_jsonl(tmp_path / "b.jsonl", [("3", "c"), ("1", "d")])
@@ -334,6 +346,14 @@ def test_another_process_reads_the_same_rows_twice_even_of_a_pipe(
     with pytest.raises(InputError, match="'pipe' cannot be read"):
         list(received.passages())  # its copy is gone
     monkeypatch.chdir(tmp_path)
+    with tempfile.TemporaryFile() as nameless:
+        nameless.write("咳嗽\n".encode())
+        nameless.seek(0)
+        name = f"/dev/fd/{nameless.fileno()}"
+        with Corpus([name], Columns()).for_another_process() as sent:
+            nameless.seek(0)  # or this process would have read it to its end
+            nameless.truncate()
+            assert [passage.text for passage in sent.passages()] == ["咳嗽"]
     with Corpus(["a.txt"], Columns()).for_another_process() as sent:
         Path("a.txt").unlink()
         with pytest.raises(InputError, match=r"'a\.txt' cannot be read"):

@@ -158,10 +158,15 @@ Run = Callable[..., ShardManifest]
 def run(encoder: Encoder, tiny_bundle: Path, corpus: Corpus) -> Run:
     """Return the function that runs the job to a place, or until so many shards are written."""
 
-    def run(place: str | Path, shards: int | None = None, **chosen: object) -> ShardManifest:
+    def run(
+        place: str | Path,
+        shards: int | None = None,
+        bad_rows: Path | None = None,
+        **chosen: object,
+    ) -> ShardManifest:
         embedder = StoppedEmbedder(encoder, {}, shards)
         job = job_of(embedder.described, tiny_bundle, corpus, **JOB | chosen)
-        return embed_corpus(embedder, corpus, ShardFolder(place), job)
+        return embed_corpus(embedder, corpus, ShardFolder(place), job, bad_rows=bad_rows)
 
     return run
 
@@ -194,6 +199,21 @@ def test_the_files_are_those_of_a_disk(run: Run, url: str, tmp_path: Path) -> No
     before = contents(url)
     assert run(url).rows == ROWS  # and finds it done
     assert contents(url) == before
+
+
+def test_rows_that_cannot_be_used_go_to_their_file_once(
+    run: Run, corpus: Corpus, url: str, tmp_path: Path
+) -> None:
+    with Path(corpus.names[0]).open("a", encoding="utf-8") as file:
+        file.write("p0\t来过\nno text\n")  # behind the last shard that is there when it goes on
+    with pytest.raises(KeyboardInterrupt):
+        run(url, 2, bad_rows=tmp_path / "bad")
+    assert not (tmp_path / "bad").exists()
+    assert run(url, bad_rows=tmp_path / "bad").bad_rows == 2
+    run(tmp_path / "vectors", bad_rows=tmp_path / "bad too")
+    assert contents(url) == contents(tmp_path / "vectors")
+    assert (tmp_path / "bad").read_bytes() == (tmp_path / "bad too").read_bytes()
+    assert [line.count("row") for line in (tmp_path / "bad").read_text("utf-8").splitlines()]
 
 
 def test_killed_before_its_last_act_was_whole_it_leaves_nothing_over(run: Run, url: str) -> None:
