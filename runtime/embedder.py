@@ -1,6 +1,7 @@
 """The seam between a job and who computes its vectors: this process, or the workers of Ray."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from .encoder import Encoder
@@ -61,14 +62,12 @@ class LocalEmbedder:
 
     def embed(self, source: JobSource, advance: Advance) -> Iterator[Embedded]:
         """Yield every portion, in order, with its vectors; no portion is read ahead."""
-        for portion in source:
-            if portion.number in source.done:
-                advance(portion.rows)
-                yield Embedded(portion, None, 0)
-            else:
-                yield self._embedded(portion, advance)
+        return map(partial(self._embedded, source.done, advance), source)
 
-    def _embedded(self, portion: Portion, advance: Advance) -> Embedded:
+    def _embedded(self, done: Container[int], advance: Advance, portion: Portion) -> Embedded:
+        if portion.number in done:
+            advance(portion.rows)
+            return Embedded(portion, None, 0)
         cut = self._encoder.truncated_texts
         try:
             vectors = self._encoder.encode(_told(portion.texts, advance), **self._options)

@@ -74,7 +74,7 @@ def embed_corpus(
                 corpus, job.shard_rows, frozenset(done), complete, bad_rows=bad_rows is not None
             )
             shard_of = partial(_shard_of, folder, job, done, note)
-            # Mapped, so that a shard's vectors are gone while the next ones are computed.
+            # Mapped too: a shard's vectors are gone while the next ones are computed.
             for shard in map(shard_of, embedder.embed(source, advance)):
                 shards[shard.number] = shard
                 if shard.number not in done:

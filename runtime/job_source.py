@@ -24,15 +24,17 @@ class JobSource:
 
     def __iter__(self) -> Iterator[Portion]:
         """Read the corpus; raises ``InputError`` for a row that ends the job."""
-        for portion in portions(self.corpus.passages(), self.shard_rows):
-            if portion.bad and not self.bad_rows:
-                raise refuse_bad_rows(portion.bad[0])
-            if portion.number in self.done:
-                yield portion.without_texts()
-            elif self.complete:
-                raise input_changed(f"it has rows after those of {len(self.done)} shards")
-            else:
-                yield portion
+        # Mapped, so that a portion is gone while the next one is read.
+        return map(self._checked, portions(self.corpus.passages(), self.shard_rows))
+
+    def _checked(self, portion: Portion) -> Portion:
+        if portion.bad and not self.bad_rows:
+            raise refuse_bad_rows(portion.bad[0])
+        if portion.number in self.done:
+            return portion.without_texts()
+        if self.complete:
+            raise input_changed(f"it has rows after those of {len(self.done)} shards")
+        return portion
 
 
 def refuse_bad_rows(first: Passage, count: int = 0, rows: int = 0) -> InputError:
