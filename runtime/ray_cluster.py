@@ -19,6 +19,7 @@ from .ray_team import Machine
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_NUM_REDIS_GET_RETRIES": "1",  # of 40 s each, for a cluster that crashed here
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # there is one of rows
 }
 """What Ray reads when it is imported; what a user has set stays."""
 

@@ -140,7 +140,6 @@ def pipeline(team: Team, remote: Remote, expected: Described, source: JobSource)
         object_store_memory=portion_bytes * (PORTIONS_A_WORKER * team.workers + 2)
     )
     context.target_max_block_size = 1  # a block for each row: none waits for the next
-    context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = -1  # a portion takes as long as it takes
     return made
 
