@@ -1,7 +1,6 @@
 """The seam between a job and who computes its vectors: this process, or the workers of Ray."""
 
-from collections.abc import Callable, Container, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 from .encoder import Encoder
@@ -62,17 +61,22 @@ class LocalEmbedder:
 
     def embed(self, source: JobSource, advance: Advance) -> Iterator[Embedded]:
         """Yield every portion, in order, with its vectors; no portion is read ahead."""
-        return map(partial(self._embedded, source.done, advance), source)
 
-    def _embedded(self, done: Container[int], advance: Advance, portion: Portion) -> Embedded:
-        if portion.number in done:
-            advance(portion.rows)
-            return Embedded(portion, None, 0)
+        def embedded(portion: Portion) -> Embedded:
+            if portion.number in source.done:
+                advance(portion.rows)
+                return Embedded(portion, None, 0)
+            return self.embed_portion(portion, advance)
+
+        return map(embedded, source)
+
+    def embed_portion(self, portion: Portion, advance: Advance = lambda _rows: None) -> Embedded:
+        """Return one portion with its vectors."""
         cut = self._encoder.truncated_texts
         try:
             vectors = self._encoder.encode(_told(portion.texts, advance), **self._options)
         except InputError as error:
-            raise at_its_place(error, portion) from None
+            raise InputError(f"{error} (Text 0 is {portion.begin}.)") from None
         advance(len(portion.bad))
         return Embedded(portion, vectors, self._encoder.truncated_texts - cut)
 
@@ -88,11 +92,6 @@ def describe(encoder: Encoder, options: EncodeOptions) -> Described:
         dimension,
         encoder.batch_tokens,
     )
-
-
-def at_its_place(error: InputError, portion: Portion) -> InputError:
-    """Return the error of a text with where its portion begins."""
-    return InputError(f"{error} (Text 0 is {portion.begin}.)")
 
 
 def _told(texts: list[str], advance: Advance) -> Iterator[str]:

@@ -51,38 +51,33 @@ class RayEmbedder:
             source.corpus.for_another_process() as corpus,
             closing(self._computed(replace(source, corpus=corpus))) as stream,
         ):
-            for computed, vectors in stream:
-                portion, truncated_texts, life = computed
+            for (embedded, life), vectors in stream:
+                portion = embedded.portion
                 advance(portion.rows)
                 if portion.number in source.done:
-                    yield Embedded(portion, None, 0)
+                    yield embedded
                     continue
                 if life not in lives and len(lives) >= self._team.workers:
                     self._say("A worker died and was started again; nothing it had is lost.")
                 lives.add(life)
                 rows = np.frombuffer(vectors, np.float32)
                 shape = len(portion.keys), self.described.dimension
-                yield Embedded(portion, rows.reshape(shape), truncated_texts)
+                yield embedded._replace(vectors=rows.reshape(shape))
 
     def _computed(self, source: JobSource) -> Generator[tuple[Computed, Any], None, None]:
         """Yield what the workers return, or raise what they say was wrong."""
         dataset = pipeline(self._team, self._remote, self.described, source)
         options = {"batch_size": 1, "batch_format": "pyarrow", "prefetch_batches": 0}
-        try:
-            # Closed at once when this ends early: a pipeline that outlives its Ray starts another.
-            with closing(iter(dataset.iter_batches(**options))) as tables:
-                with quiet_start():
-                    table = next(tables, None)
-                while table is not None:
-                    record = record_of(table)
-                    if isinstance(record, Exception):
-                        raise record
-                    yield record, table["vectors"][0].as_buffer()
-                    table = next(tables, None)
-        except self._ray.exceptions.RayTaskError:
-            raise  # a bug
-        except self._ray.exceptions.RayError as error:
-            raise _lost(error) from None
+        # Closed at once when this ends early: a pipeline that outlives its Ray starts another.
+        with self._failures(), closing(iter(dataset.iter_batches(**options))) as tables:
+            with quiet_start():
+                table = next(tables, None)
+            while table is not None:
+                record = record_of(table)
+                if isinstance(record, Exception):
+                    raise record
+                yield record, table["vectors"][0].as_buffer()
+                table = next(tables, None)
 
     def _opened(self) -> Described:
         """Have as many encoders opened as there will be workers; returns what they all are."""
@@ -91,19 +86,16 @@ class RayEmbedder:
         waiting = [actor.answer.remote() for actor in actors]
         found: list[Described] = []
         try:
-            while waiting:
-                done, waiting = self._ray.wait(waiting, timeout=PATIENCE_S)
-                for answer in map(self._ray.get, done):
-                    if isinstance(answer, Exception):
-                        raise answer
-                    found.append(answer)
-                if not done:
-                    count = f"{len(waiting)} of {len(actors)}"
-                    self._say(f"{count} workers wait for the cluster's CPUs.")
-        except self._ray.exceptions.RayTaskError:
-            raise  # a bug
-        except self._ray.exceptions.RayError as error:
-            raise _lost(error) from None
+            with self._failures():
+                while waiting:
+                    done, waiting = self._ray.wait(waiting, timeout=PATIENCE_S)
+                    for answer in map(self._ray.get, done):
+                        if isinstance(answer, Exception):
+                            raise answer
+                        found.append(answer)
+                    if not done:
+                        count = f"{len(waiting)} of {len(actors)}"
+                        self._say(f"{count} workers wait for the cluster's CPUs.")
         finally:
             for actor in actors:  # their CPUs are for the pipeline
                 self._ray.kill(actor)
@@ -111,6 +103,16 @@ class RayEmbedder:
             if other != found[0]:
                 raise differ(found[0], other)
         return found[0]
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Raise this library's error for processes that Ray lost."""
+        try:
+            yield
+        except self._ray.exceptions.RayTaskError:
+            raise  # a bug
+        except self._ray.exceptions.RayError as error:
+            raise _lost(error) from None
 
 
 class _Described:
@@ -121,7 +123,7 @@ class _Described:
 
     def answer(self) -> Described | Exception:
         try:
-            return self._remote.describe()
+            return self._remote.embedder().described
         except (CoromError, OSError) as error:
             return error
 

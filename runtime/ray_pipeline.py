@@ -14,13 +14,12 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 from .corpus import Corpus
-from .embedder import Described, at_its_place, describe
-from .encoder import Encoder
-from .errors import CoromError, InputError, UnavailableError
+from .embedder import Described, Embedded, LocalEmbedder
+from .errors import CoromError, UnavailableError
 from .job_source import JobSource
 from .late_encoder import LateEncoder
 from .options import EncodeOptions
-from .portions import SHARD_CHARACTERS, Portion
+from .portions import SHARD_CHARACTERS
 from .ray_team import Team
 from .urls import is_url
 
@@ -40,27 +39,22 @@ class Remote(NamedTuple):
     options: EncodeOptions
     budget: int | None
 
-    def encoder(self) -> Encoder:
-        """Return this process's encoder."""
+    def embedder(self) -> LocalEmbedder:
+        """Return what computes in this process."""
         encoder = self.late.encoder()
         encoder.batch_tokens = self.budget or encoder.batch_tokens
-        return encoder
-
-    def describe(self) -> Described:
-        """Return what this process's encoder is."""
-        return describe(self.encoder(), self.options)
+        return LocalEmbedder(encoder, self.options)
 
 
 class Computed(NamedTuple):
-    """What a worker says of a portion, beside its vectors."""
+    """What a worker says of a portion; its vectors, and no texts, go beside it."""
 
-    portion: Portion
-    truncated_texts: int
+    embedded: Embedded
     life: str
     """What only that process says."""
 
 
-def read(_start: Table, source: JobSource, environment: dict[str, str]) -> Iterator[Table]:
+def read(_start: object, source: JobSource, environment: dict[str, str]) -> Iterator[Table]:
     """Yield the portions of a corpus, and at last what was wrong with it."""
     for name, value in environment.items():
         os.environ.setdefault(name, value)
@@ -84,22 +78,14 @@ class Worker:
         if isinstance(portion, Exception):
             return table
         try:
-            vectors, truncated_texts = self._vectors(portion)
-        except InputError as error:
-            return _row(at_its_place(error, portion))
+            embedder = self._remote.embedder()
+            if embedder.described != self._expected:  # started later, elsewhere
+                raise differ(self._expected, embedder.described)
+            _, vectors, truncated_texts = embedder.embed_portion(portion)
         except (CoromError, OSError) as error:
             return _row(error)
-        return _row(Computed(portion.without_texts(), truncated_texts, self._life), vectors)
-
-    def _vectors(self, portion: Portion) -> tuple[bytes, int]:
-        if not portion.texts:
-            return b"", 0
-        if (found := self._remote.describe()) != self._expected:  # started later, elsewhere
-            raise differ(self._expected, found)
-        encoder = self._remote.encoder()
-        cut = encoder.truncated_texts
-        vectors = encoder.encode(portion.texts, **self._remote.options)
-        return vectors.tobytes(), encoder.truncated_texts - cut
+        embedded = Embedded(portion.without_texts(), None, truncated_texts)
+        return _row(Computed(embedded, self._life), b"" if vectors is None else vectors.tobytes())
 
 
 def pipeline(team: Team, remote: Remote, expected: Described, source: JobSource) -> Any:  # noqa: ANN401

@@ -213,7 +213,7 @@ def test_rows_that_cannot_be_used_go_to_their_file_once(
     run(tmp_path / "vectors", bad_rows=tmp_path / "bad too")
     assert contents(url) == contents(tmp_path / "vectors")
     assert (tmp_path / "bad").read_bytes() == (tmp_path / "bad too").read_bytes()
-    assert [line.count("row") for line in (tmp_path / "bad").read_text("utf-8").splitlines()]
+    assert len((tmp_path / "bad").read_text("utf-8").splitlines()) == 2
 
 
 def test_killed_before_its_last_act_was_whole_it_leaves_nothing_over(run: Run, url: str) -> None:
