@@ -1,10 +1,8 @@
 """The TensorRT backend's logic, driven by a stand-in for the GPU and the engine (no CUDA here)."""
 
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,14 +10,12 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from standin import FATAL, PROFILES, VOCABULARY, StandInDevice, StandInEngine, engine_graph
 
 from corom.runtime.backend_tensorrt import TensorRTBackend
 from corom.runtime.batching import Batch
 from corom.runtime.errors import CudaError, DeviceMemoryError, EngineError, InputError
 from corom.runtime.lane import SLOTS
-
-sys.path.insert(0, str(Path(__file__).parent))
-from standin import FATAL, PROFILES, VOCABULARY, StandInDevice, StandInEngine, engine_graph
 
 
 @pytest.fixture

@@ -1,14 +1,9 @@
 """Arithmetic counted by formula, against torch's own count of the module that is exported."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-sys.path.insert(0, str(Path(__file__).parent))
 from random_checkpoint import HEADS, HIDDEN, INNER, LAYERS, random_checkpoint, random_ids
 from torch.utils.flop_counter import FlopCounterMode
 

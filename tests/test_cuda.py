@@ -8,8 +8,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 from driver import build_fake_driver
 
 from corom.runtime.cuda import Device, open_device

@@ -6,14 +6,10 @@ import sys
 import tomllib
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from typing import get_args
 
 import click
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from documents import DOCUMENTS, ROOT, Document, document
 
 from corom.export import errors as export_errors

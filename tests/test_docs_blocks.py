@@ -3,14 +3,10 @@
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from documents import DOCUMENTS, ROOT, Block, Document, document
 
 RUNNER = Path(__file__).with_name("run_blocks.py")

@@ -12,8 +12,6 @@ import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
-
-sys.path.insert(0, str(Path(__file__).parent))
 from random_checkpoint import HIDDEN, random_checkpoint
 
 from corom.export import bundle as bundle_module

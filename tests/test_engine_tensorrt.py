@@ -13,8 +13,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 from standin import DIMENSION, PROFILES, VOCABULARY, StandInDevice, StandInEngine, StandInExecution
 
 from corom.runtime.backend_tensorrt import TensorRTBackend

@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-
-sys.path.insert(0, str(Path(__file__).parent))
 from driver import build_fake_driver
 
 from corom.benchmarks import gpu_inventory

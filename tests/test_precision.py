@@ -1,6 +1,5 @@
 """fp16 graphs: what is fp16, what stays fp32, what overflows, and that this is noticed."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,6 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto
-
-sys.path.insert(0, str(Path(__file__).parent))
 from random_checkpoint import HIDDEN, random_checkpoint, random_ids
 
 from corom.export.checkpoint import Checkpoint

@@ -1,6 +1,5 @@
 """int8: scales that keep the products right, and a graph that both engines execute in integers."""
 
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_checkpoint import LAYERS, random_checkpoint
 
 from corom.export.calibration import MOST_TEXTS, Inputs, linear_inputs, read_calibration_texts
 from corom.export.encoder import TorchEncoder
@@ -22,9 +22,6 @@ from corom.export.quantization import (
 )
 from corom.export.quantized_graph import INT8_GRAPH, export_int8_graph
 from corom.runtime.manifest import Pooling
-
-sys.path.insert(0, str(Path(__file__).parent))
-from random_checkpoint import LAYERS, random_checkpoint
 
 TEXTS = [" ".join(str((17 * row + 3 * k) % 500) for k in range(2 + row % 30)) for row in range(40)]
 

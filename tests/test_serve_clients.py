@@ -5,11 +5,13 @@ import gc
 import json
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from occupied import ROOM, occupied, until
 
 from corom.benchmarks.http_server import Server, corom_command
 from corom.runtime import Encoder
@@ -106,24 +108,32 @@ def test_openai_other_errors(url: str) -> None:
 
 
 def test_openai_overload_is_a_rate_limit_that_is_retried(tiny_bundle: Path) -> None:
-    """Full, the server answers 429 with Retry-After; the client waits as told and succeeds."""
-    words = ["--max-queue-tokens", "300"]
-    with Server(corom_command(tiny_bundle, words), {}) as server:
-        texts = ["头痛" * 60] * 2
+    """Busy, the server answers 429 with Retry-After; the client waits as told and succeeds."""
+    statuses: list[int] = []
 
-        async def many(max_retries: int) -> list[Any]:
-            client = openai.AsyncOpenAI(
-                base_url=server.url, api_key="-", max_retries=max_retries, timeout=120
-            )
-            async with client:
-                tasks = [client.embeddings.create(model="tiny", input=texts) for _ in range(24)]
-                return await asyncio.gather(*tasks, return_exceptions=True)
+    async def record(response: Any) -> None:
+        statuses.append(response.status_code)
 
-        refused = [r for r in asyncio.run(many(0)) if isinstance(r, openai.RateLimitError)]
-        assert refused
-        assert all(int(error.response.headers["retry-after"]) >= 1 for error in refused)
-        with_patience = asyncio.run(many(6))
-        assert not [r for r in with_patience if isinstance(r, Exception)]
+    async def ask(max_retries: int) -> Any:
+        async with openai.AsyncOpenAI(
+            base_url=server.url,
+            api_key="-",
+            max_retries=max_retries,
+            http_client=openai.DefaultAsyncHttpxClient(event_hooks={"response": [record]}),
+        ) as client:
+            return await client.embeddings.create(model="tiny", input="头痛")
+
+    words = ["--max-concurrent-requests", "1", *ROOM]
+    with Server(corom_command(tiny_bundle, words), {}) as server, ThreadPoolExecutor(1) as pool:
+        with occupied(server.url):
+            with pytest.raises(openai.RateLimitError) as refused:
+                asyncio.run(ask(0))
+            assert 1 <= int(refused.value.response.headers["retry-after"]) <= 60
+            patient = pool.submit(asyncio.run, ask(20))
+            until(lambda: len(statuses) == 2)
+        assert len(patient.result().data) == 1
+    assert statuses[:2] == [429, 429]
+    assert statuses[-1] == 200
 
 
 def test_openai_async_callers_get_their_own(url: str, encoder: Encoder) -> None:

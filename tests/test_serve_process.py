@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import psutil
 import pytest
+from occupied import ROOM, TEXTS, metric, occupied, until
 
 from corom.runtime import Encoder
 
@@ -48,19 +49,6 @@ def ask(url: str, body: object = None) -> tuple[int, Any, dict[str, str]]:
 
 def vectors_of(content: bytes) -> np.ndarray:
     return np.array(json.loads(content), np.float32)
-
-
-def metric(url: str, name: str) -> float:
-    found = re.search(rf"^{name} (.*)$", ask(f"{url}/metrics")[1].decode(), re.MULTILINE)
-    assert found is not None, name
-    return float(found[1])
-
-
-def until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def until_busy(url: str) -> None:
@@ -325,48 +313,43 @@ def test_a_hung_worker_is_replaced(tiny_bundle: Path, offline_environment: dict[
 
 
 def test_a_client_that_goes_away_costs_nothing_more(running: Callable[..., Running]) -> None:
-    server = running("--payload-limit", 2**25)
-    split = urlsplit(server.url)
-    body = json.dumps({"inputs": SLOW * 16}).encode()
-    head = (
-        "POST /embed HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-        f"content-length: {len(body)}\r\n\r\n"
-    )
+    server = running(*ROOM)
     for _ in range(5):
-        with socket.create_connection((split.hostname, split.port)) as connection:
-            connection.sendall(head.encode() + body)
-            time.sleep(0.3)
+        with occupied(server.url):
+            pass
     for name in ("corom_requests_in_hand", "corom_queue_texts", "corom_running_texts"):
         until(lambda name=name: metric(server.url, name) == 0)  # type: ignore[misc]
-    assert metric(server.url, "corom_executed_texts_total") < 5 * len(SLOW) * 16 / 2
+    executed = metric(server.url, "corom_executed_texts_total")
+    assert executed < 5 * len(TEXTS) / 2
     assert metric(server.url, "corom_cancelled_total") >= 1
     assert server.end() == 0
 
 
 def test_what_finds_no_room_is_429_with_retry_after(running: Callable[..., Running]) -> None:
-    server = running("--max-queue-tokens", "2000")
-    with ThreadPoolExecutor(24) as pool:
-        bodies = [{"inputs": SLOW[:100]}] * 24
-        answers = list(pool.map(ask, [f"{server.url}/embed"] * 24, bodies))
-    statuses = [status for status, _, _ in answers]
-    assert set(statuses) == {200, 429}
-    for status, content, headers in answers:
-        if status == 429:
-            assert json.loads(content)["error_type"] == "Overloaded"
-            assert 1 <= int(headers["retry-after"]) <= 60
-    assert metric(server.url, "corom_overloaded_total") == statuses.count(429)
+    """A long call leaves room at moments: asked again and again, one must find none."""
+    server = running("--max-queue-tokens", "100", *ROOM)
+    answers = []
+    with occupied(server.url):
+        while not answers or answers[-1][0] == 200:
+            answers.append(ask(f"{server.url}/embed", {"inputs": SLOW[:1]}))
+        assert metric(server.url, "corom_requests_in_hand") == 1, "the long call ended too early"
+    status, content, headers = answers[-1]
+    assert (status, json.loads(content)["error_type"]) == (429, "Overloaded")
+    assert 1 <= int(headers["retry-after"]) <= 60
+    assert metric(server.url, "corom_overloaded_total") == 1
+    until(lambda: metric(server.url, "corom_requests_in_hand") == 0)
     assert ask(f"{server.url}/v1/embeddings", {"input": "a"})[0] == 200
     assert server.end() == 0
 
 
 def test_concurrent_requests_can_be_limited(running: Callable[..., Running]) -> None:
-    server = running("--max-concurrent-requests", "1")
-    answer = later(ask, f"{server.url}/embed", {"inputs": SLOW})
-    until_busy(server.url)
-    status, content, headers = ask(f"{server.url}/v1/embeddings", {"input": "a"})
+    server = running("--max-concurrent-requests", "1", *ROOM)
+    with occupied(server.url):
+        status, content, headers = ask(f"{server.url}/v1/embeddings", {"input": "a"})
     assert (status, "retry-after" in headers) == (429, True)
     assert b"--max-concurrent-requests" in content
-    assert answer.result(60)[0] == 200
+    until(lambda: metric(server.url, "corom_requests_in_hand") == 0)
+    assert ask(f"{server.url}/v1/embeddings", {"input": "a"})[0] == 200
     assert server.end() == 0
 
 

@@ -15,14 +15,12 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+from triton_server import Server, triton_python, triton_server
 
 from corom.benchmarks.peer_process import PeerError
 from corom.runtime import Encoder
 from corom.runtime.triton_options import TritonOptions
 from corom.runtime.triton_repository import write_repository
-
-sys.path.insert(0, str(Path(__file__).parent))
-from triton_server import Server, triton_python, triton_server
 
 # The clients' generated code is older than the protobuf that runs it; gevent's hub is never closed.
 pytestmark = [
