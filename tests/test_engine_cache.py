@@ -224,7 +224,11 @@ def test_two_processes_build_it_once(bundle: Path, tmp_path: Path) -> None:
     for child in children:
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
-    outputs = [child.communicate("go\n", timeout=60)[0].strip() for child in children]
+    for child in children:  # both are told before either is waited for
+        assert child.stdin is not None
+        child.stdin.write("go\n")
+        child.stdin.flush()
+    outputs = [child.communicate(timeout=60)[0].strip() for child in children]
     assert outputs[0] == outputs[1]
     assert Path(outputs[0]).is_file()
     assert log.read_text() == "built\n"

@@ -13,7 +13,9 @@ from corom.runtime.errors import BundleError
 from corom.runtime.golden import Golden, load_golden, save_golden
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 @given(st.lists(st.text(max_size=20), min_size=1, max_size=8))
 def test_any_text_comes_back(tmp_path: Path, texts: list[str]) -> None:
     vectors = np.random.default_rng(0).normal(size=(len(texts), 3)).astype(np.float32)

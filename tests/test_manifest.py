@@ -26,7 +26,9 @@ from corom.runtime.manifest import (
     sha256_of,
 )
 
-MANY = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+MANY = settings(
+    deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 FRACTIONS = st.floats(0, 1)
 PARITIES = st.builds(
     Parity,

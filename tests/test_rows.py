@@ -85,7 +85,9 @@ texts = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20)
 
 @given(st.lists(st.tuples(texts.filter(len), texts), max_size=8), st.sampled_from(list(WRITERS)))
 @settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 def test_any_text_comes_back(tmp_path: Path, records: list[tuple[str, str]], suffix: str) -> None:
     path = tmp_path / f"any.{suffix}"

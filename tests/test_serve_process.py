@@ -29,8 +29,8 @@ from corom.runtime import Encoder
 Corom = Callable[..., subprocess.CompletedProcess[str]]
 Start = Callable[..., "subprocess.Popen[str]"]
 Serve = Callable[..., AbstractContextManager[str]]
-SLOW = ["头痛" * 60] * 800
-"""Texts that take about half a second."""
+SLOW = ["头痛" * 60] * 2400
+"""Texts that take about two seconds, as many as one body may hold."""
 
 
 def ask(url: str, body: object = None) -> tuple[int, Any, dict[str, str]]:
@@ -243,7 +243,7 @@ def test_sigterm_answers_what_was_admitted(
 
 def test_the_drain_has_an_end(running: Callable[..., Running]) -> None:
     server = running("--shutdown-timeout", "0.2", "--payload-limit", 2**25)
-    answer = later(ask, f"{server.url}/embed", {"inputs": SLOW * 16})
+    answer = later(ask, f"{server.url}/embed", {"inputs": SLOW * 5})
     until_busy(server.url)
     start = time.monotonic()
     assert server.end() == 143

@@ -34,7 +34,9 @@ def read(path: Path) -> tuple[list[str] | None, np.ndarray]:
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @settings(
-    deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None,
+    max_examples=30,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(windows=WINDOWS)
 def test_every_row_arrives_exactly(tmp_path: Path, suffix: str, windows: list[list[str]]) -> None:
