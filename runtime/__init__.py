@@ -11,6 +11,7 @@ from .errors import (
     InputTypeError,
     Overloaded,
     ParityError,
+    TextTooLong,
     UnavailableError,
     WorkerError,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "SentenceEmbedding",
     "SentenceEmbeddingPipeline",
     "Tasks",
+    "TextTooLong",
     "UnavailableError",
     "VectorIndex",
     "WorkerError",

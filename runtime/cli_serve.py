@@ -1,8 +1,10 @@
 """`corom serve`: a bundle over HTTP, for the clients of OpenAI and of TEI."""
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 import msgspec
@@ -33,7 +35,7 @@ def serving_options(command: Any) -> Any:  # noqa: ANN401
         _option(
             "--max-batch-tokens",
             type=click.IntRange(1),
-            help="Most tokens of one execution, padding included.",
+            help="Most tokens of one execution, padding included; a CPU takes 512 at most.",
         ),
         _option(
             "--max-queue-tokens",
@@ -157,14 +159,16 @@ def serve(
 ) -> None:
     """Serve BUNDLE over HTTP, for the clients of OpenAI and of text-embeddings-inference.
 
-    Routes: /v1/embeddings, /v1/models, /embed, /similarity, /tokenize, /decode, /info, /health,
-    /health/live, /health/ready, /metrics, /openapi.json. SIGTERM answers what was admitted.
+    Routes: /v1/embeddings, /v1/models, /v1/models/NAME, /embed, /similarity, /tokenize, /decode,
+    /info, /health, /health/live, /health/ready, /metrics, /openapi.json. SIGTERM answers what was
+    admitted.
     """
     _refuse_if_missing(PACKAGES, "serve", "corom serve")
     if options["otlp_endpoint"] is not None:
         _refuse_if_missing(TRACING_PACKAGES, "otlp", "--otlp-endpoint")
     if options["default_prompt"] is not None and options["default_prompt_name"] is not None:
         raise click.UsageError("--default-prompt and --default-prompt-name exclude each other.")
+    _check_endpoint(options["otlp_endpoint"])
     load_manifest(bundle)  # what is no bundle is said at once
     serving = {field.name: options.pop(field.name) for field in FIELDS if field.name in options}
     settings = Settings(
@@ -174,15 +178,38 @@ def serve(
 
 
 def _keys(api_key: str | None, file: Path | None) -> tuple[str, ...]:
-    keys = [] if api_key is None else [api_key]
+    for variable in ("COROM_API_KEY", "COROM_API_KEY_FILE"):
+        # click takes an empty one for none: a secret that is missing would open the server to all.
+        if os.environ.get(variable) == "":
+            raise InputError(f"{variable} is set and empty. Give it a value, or unset it.")
+    keys = [] if api_key is None else [("--api-key", api_key)]
     if file is not None:
-        lines = file.read_text("utf-8").splitlines()
-        keys += [line.strip() for line in lines if line.strip()]
-        if not keys:
+        try:
+            lines = file.read_text("utf-8-sig").splitlines()
+        except UnicodeDecodeError:
+            raise InputError(f"--api-key-file '{file}' is not UTF-8. One key a line.") from None
+        found = [(f"'{file}', line {k}", line.strip()) for k, line in enumerate(lines, 1)]
+        if not any(key for _, key in found):
             raise InputError(f"--api-key-file '{file}' holds no key.")
-    if any(not key.isascii() or not key.isprintable() or " " in key or not key for key in keys):
-        raise InputError("an API key is empty, or has characters that a header cannot carry.")
-    return tuple(keys)
+        keys += [(place, key) for place, key in found if key]
+    for place, key in keys:
+        if not key.isascii() or not key.isprintable() or " " in key or not key:
+            raise InputError(
+                f"{place}: an API key is empty, or has characters that a header cannot carry: "
+                "ASCII without spaces."
+            )
+    return tuple(key for _, key in keys)
+
+
+def _check_endpoint(endpoint: str | None) -> None:
+    if endpoint is None:
+        return
+    parts = urlsplit(endpoint)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise InputError(
+            f"--otlp-endpoint is '{endpoint}'; it must be the collector's address for OTLP over "
+            "HTTP, such as http://localhost:4318 (4317 is gRPC's)."
+        )
 
 
 def _refuse_if_missing(modules: tuple[str, ...], extra: str, what: str) -> None:

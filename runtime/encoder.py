@@ -343,8 +343,9 @@ class Encoder:
             self.truncated_texts += count
         if first_time:
             logger.warning(
-                "%d texts were longer than %d tokens and were cut; this is said once. "
-                'Encoder.truncated_texts counts them, truncate="error" refuses them.',
-                count,
+                "%s longer than %d tokens and cut; this is said once. Encoder.truncated_texts "
+                "(of a server: corom_truncated_texts_total) counts all that are; "
+                'truncate="error" (--no-auto-truncate) refuses them.',
+                "1 text was" if count == 1 else f"{count} texts were",
                 self.max_length,
             )

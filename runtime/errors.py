@@ -2,7 +2,8 @@
 
 CoromError                    exit code
 ├── InputError (ValueError)       2      a text, option or file that cannot be used
-│   └── InputTypeError (TypeError) 2     a value of the wrong type
+│   ├── InputTypeError (TypeError) 2     a value of the wrong type
+│   └── TextTooLong               2      a text beyond the limit that was not to be cut
 ├── BundleError                   2      a bundle that is incomplete, altered or too new
 ├── ParityError                   1      vectors differ from the reference by more than allowed
 ├── Overloaded                    3      more waits than may wait; nothing was computed
@@ -28,6 +29,13 @@ class InputError(CoromError, ValueError):
 
 class InputTypeError(InputError, TypeError):
     """A value of the wrong type."""
+
+
+class TextTooLong(InputError):  # noqa: N818  # says what it is
+    """A text of more tokens than the limit that was not to be cut."""
+
+    def __str__(self) -> str:
+        return f"{self.args[0]} Shorten it, or have such texts cut: truncate=True (--truncate)."
 
 
 class BundleError(CoromError):

@@ -139,13 +139,14 @@ class Exchange:
         finished = _finish(chosen, vectors)
         outcomes: list[Outcome] = []
         usages = {request.usage for request, _ in chosen.texts}
+        ended = time.monotonic()
         with self._changed:
             self._tally.run_seconds += seconds * self._workers if chosen.alone else seconds
             self._pace.note(sum(map(len, chosen.ids)), seconds, alone=chosen.alone)
             self._waiting.batch_tokens = self._pace.batch_tokens(self._most_tokens)
             for usage in usages:
                 if usage is not None:
-                    usage.inference_s += seconds
+                    usage.executed(ended - seconds, ended)
             for (request, row), vector in zip(chosen.texts, finished, strict=True):
                 if request.dropped:
                     continue

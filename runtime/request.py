@@ -3,6 +3,7 @@
 Knows no queue and no encoder.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -37,15 +38,24 @@ class Answer(Future[Vectors]):
 class Usage:
     """What one call took, added up while it is answered; times in seconds.
 
-    ``queue_s``: the longest that one of its texts waited. ``inference_s``: executions of the
-    batches that its texts were in.
+    ``queue_s``: the longest that one of its texts waited. ``inference_s``: from the beginning of
+    the first batch that its texts were in to the end of the last.
     """
 
-    __slots__ = ("inference_s", "queue_s", "texts", "tokenization_s", "tokens", "truncated")
+    __slots__ = (
+        "_began",
+        "inference_s",
+        "queue_s",
+        "texts",
+        "tokenization_s",
+        "tokens",
+        "truncated",
+    )
 
     def __init__(self) -> None:
         self.texts = self.tokens = self.truncated = 0
         self.tokenization_s = self.queue_s = self.inference_s = 0.0
+        self._began = math.inf
 
     def add_tokens(self, tokens: Tokens, seconds: float) -> None:
         """Count tokens that took this long to make."""
@@ -53,6 +63,11 @@ class Usage:
         self.tokens += int(tokens.lengths.sum())
         self.truncated += tokens.truncated
         self.tokenization_s += seconds
+
+    def executed(self, began: float, ended: float) -> None:
+        """Note a batch with texts of this call; times of one clock."""
+        self._began = min(self._began, began)
+        self.inference_s = max(self.inference_s, ended - self._began)
 
 
 class Request:

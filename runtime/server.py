@@ -1,5 +1,6 @@
 """The server's ASGI application: routes, what stands before them, and what is refused."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
@@ -8,6 +9,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from .errors import CoromError
 from .server_body import ClientGone
@@ -60,13 +62,18 @@ def build_app(service: Service, metrics: Metrics, tracing: "Tracing | None" = No
     paths = {route.path for route in table}
 
     def observe(call: Call) -> None:
-        route = call.path if call.path in paths else OTHER
+        route = call.path if call.path in paths else route_of(call.path, table)
         metrics.observe(call, route)
         service.cut_off += call.cut_off
         if tracing is not None:
             tracing.observe(call, route)
 
     return Record(app, observe)
+
+
+def route_of(path: str, table: Iterable[Route]) -> str:
+    """Return the route that a path belongs to, its parameters by their names, or "other"."""
+    return next((r.path_format for r in table if r.path_regex.match(path)), OTHER)
 
 
 class _Refused(Response):
@@ -106,7 +113,8 @@ async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path: str = request.scope["path"]
     if error.status_code == 405:
-        allowed = (error.headers or {})["Allow"]
+        routes = [r for r in request.app.routes if r.path_regex.match(path)]
+        allowed = ", ".join(sorted({method for route in routes for method in route.methods}))
         why = f"{request.method} is not allowed on {path}. Allowed: {allowed}."
         headers = {"allow": allowed}
         return _Refused(

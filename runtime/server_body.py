@@ -1,7 +1,8 @@
 """The body of a request, read within limits and decoded into a struct. Knows no routes."""
 
 import asyncio
-from typing import Any, TypeVar
+import re
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import msgspec
 
@@ -9,6 +10,7 @@ from .server_errors import Refusal, overloaded
 
 Asked = TypeVar("Asked")
 RETRY_AFTER_S = 1
+LONE_SURROGATE = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
 
 
 class Bodies:
@@ -63,6 +65,29 @@ class Bodies:
                 raise refusal
 
 
+def explained(message: str, kind: Any) -> tuple[str, str | None]:  # noqa: ANN401
+    """Return msgspec's message with what is allowed instead, and the field that it is about.
+
+    ``kind``: the struct that was asked for.
+    """
+    what, _, path = message.partition(" - at `$")
+    inner = path.strip("`.")
+    named = re.search(r"field `(\w+)`", what)
+    field = ".".join(filter(None, [inner, named[1] if named else ""])) or None
+    if "unknown field" in what and not inner:
+        return f"{message}. Known: {', '.join(kind.__struct_encode_fields__)}.", field
+    if "enum value" in what and inner in kind.__struct_encode_fields__:
+        values = _values(get_type_hints(kind)[inner])
+        return f"{message}. Allowed: {', '.join(values)}.", field
+    return f"{message}.", field
+
+
+def _values(hint: Any) -> list[str]:  # noqa: ANN401
+    """Return the words of a ``Literal``, or of one in a union."""
+    parts = get_args(hint)
+    return [word for part in parts for word in ([part] if isinstance(part, str) else _values(part))]
+
+
 class ClientGone(Exception):  # noqa: N818  # nobody is left to be told
     """The client closed the connection before it was answered."""
 
@@ -103,12 +128,15 @@ def decode(body: bytes, decoder: msgspec.json.Decoder[Asked]) -> Asked:
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        field = str(error).rpartition("`$.")[2].strip("`") if "`$." in str(error) else None
-        raise Refusal(422, "Validation", f"{error}.", param=field, code="invalid_value") from None
+        why, field = explained(str(error), decoder.type)
+        raise Refusal(422, "Validation", why, param=field, code="invalid_value") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Refusal(
-            400, "Validation", f"the body is not valid JSON: {error}.", code="invalid_json"
-        ) from None
+        why = f"the body is not valid JSON: {error}."
+        if not body.strip():
+            why = "the body is empty; send JSON."
+        elif LONE_SURROGATE.search(body):
+            why = "the body has half of a surrogate pair, such as \\ud83d alone, which is no text."
+        raise Refusal(400, "Validation", why, code="invalid_json") from None
     except RecursionError:
         raise Refusal(
             400, "Validation", "the body is nested too deeply.", code="invalid_json"

@@ -21,6 +21,7 @@ class Call:
 
     __slots__ = (
         "began",
+        "characters",
         "cut_off",
         "failure",
         "id",
@@ -45,6 +46,7 @@ class Call:
         self.cut_off = False
         """Given up because the server had to end."""
         self.single = True
+        self.characters = 0
         self.usage = Usage()
 
     @property
@@ -58,6 +60,7 @@ class Call:
         headers = {
             "x-compute-type": "gpu" if device == "cuda" else device,
             "x-compute-time": total,
+            "x-compute-characters": str(self.characters),
             "x-compute-tokens": str(usage.tokens),
             "x-total-time": total,
             "x-tokenization-time": _ms(usage.tokenization_s),

@@ -27,6 +27,7 @@ async def encode(request: Request, service: Service, texts: Texts, options: Text
     Raises ``Refusal``, ``ClientGone``, or what the runtime says of these texts.
     """
     call: Call = request.scope["corom.call"]
+    call.characters = len(texts) if isinstance(texts, str) else sum(map(len, texts))
     asked = request.headers.get("x-request-timeout")
     timeout_s = deadline_s(asked, service.settings.request_timeout)
     work = service.encode(texts, call.usage, options)

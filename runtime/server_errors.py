@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from .errors import CoromError, DeadlineExceeded, InputError, Overloaded
+from .errors import CoromError, DeadlineExceeded, InputError, Overloaded, TextTooLong
 
 Kind = Literal[
     "Empty", "Validation", "Tokenizer", "Backend", "Overloaded", "Timeout", "Unhealthy",
@@ -100,8 +100,12 @@ def refusal_of(error: CoromError, retry_after_s: int) -> Refusal:
         return overloaded(str(error), retry_after_s)
     if isinstance(error, DeadlineExceeded):
         return Refusal(504, "Timeout", str(error), code="deadline_exceeded")
-    if isinstance(error, InputError):
-        return Refusal(422, "Validation", str(error))
+    if isinstance(error, TextTooLong):
+        advice = 'Shorten it, or have it cut: "truncate": true on /embed, --auto-truncate for all.'
+        long = f"{error.args[0]} {advice}"
+        return Refusal(422, "Validation", long, param="input", code="context_length_exceeded")
+    if isinstance(error, InputError):  # all else that can be wrong has been looked at before
+        return Refusal(422, "Validation", str(error), param="input", code="invalid_value")
     return Refusal(424, "Backend", str(error), code="inference_failed")
 
 

@@ -10,8 +10,8 @@ from .server_errors import Refusal, body_of, not_ready, status_of
 from .server_log import log_request, logger
 
 App = Callable[..., Any]
-OPEN_PATHS = frozenset({"/health", "/ping", "/health/live", "/health/ready"})
-"""Probes come without a key."""
+PROBES = frozenset({"/", "/health", "/ping", "/health/live", "/health/ready"})
+"""What is asked here by GET or HEAD comes without a key."""
 LINGER_S = 5.0
 
 
@@ -66,7 +66,7 @@ class Key:
 
     async def __call__(self, scope: Any, receive: App, send: App) -> None:  # noqa: ANN401
         """Pass a request on, or refuse it."""
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+        if scope["type"] == "http" and not is_probe(scope["method"], scope["path"]):
             given = next((v for k, v in scope["headers"] if k == b"authorization"), b"")
             kind, _, key = given.partition(b" ")
             # All are compared, so that time does not tell which.
@@ -84,6 +84,11 @@ class Key:
                 await refuse(refusal, scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+
+def is_probe(method: str, path: str) -> bool:
+    """Say whether this only asks whether the server is well."""
+    return method in {"GET", "HEAD"} and path in PROBES
 
 
 async def refuse(refusal: Refusal, scope: Any, receive: App, send: App) -> None:  # noqa: ANN401

@@ -2,10 +2,8 @@
 
 import logging
 import sys
-import time
 
-import msgspec
-
+from .json_lines import json_line
 from .server_call import Call
 
 logger = logging.getLogger("corom.serve")
@@ -17,16 +15,11 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line of a record."""
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        line = {
-            "timestamp": f"{stamp}.{int(record.msecs):03d}Z",
-            "level": record.levelname,
-            "target": record.name,
-            "message": record.getMessage(),
-        } | getattr(record, "fields", {})
+        fields: dict[str, object] = getattr(record, "fields", {})
         if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(line).decode()
+            fields = fields | {"traceback": self.formatException(record.exc_info)}
+        message = record.getMessage()
+        return json_line(record.created, record.levelname, record.name, message, **fields)
 
 
 def set_up_log(*, as_json: bool) -> None:

@@ -12,6 +12,7 @@ from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
+from .errors import UnavailableError
 from .server_call import Call
 from .server_metrics_batcher import BatcherMetrics
 from .server_service import Service
@@ -34,6 +35,8 @@ TEXTS = {
 }
 OTHER = "other"
 """The route of what has none."""
+FOR_VECTORS = frozenset({"/v1/embeddings", "/embeddings", "/embed", "/", "/similarity"})
+"""What is posted here TEI counts."""
 ROWS = 1024
 """Requests that are kept before they are added up."""
 
@@ -42,6 +45,7 @@ class Row(NamedTuple):
     """A request that has ended, as it is counted."""
 
     route: str
+    for_vectors: bool
     status: int
     failure: str | None
     method: str
@@ -72,6 +76,7 @@ class Metrics:
         self._requests.add(
             Row(
                 route,
+                call.method == "POST" and route in FOR_VECTORS,
                 call.status,
                 call.failure,
                 "single" if call.single else "batch",
@@ -84,7 +89,13 @@ class Metrics:
 
     def serve(self, hostname: str, port: int) -> None:
         """Serve them on a port of their own, from a thread."""
-        start_http_server(port, hostname, self._registry)
+        try:
+            start_http_server(port, hostname, self._registry)
+        except OSError as error:
+            raise UnavailableError(
+                f"cannot listen on {hostname}:{port} for metrics: {error.strerror}. "
+                "Choose another --prometheus-port."
+            ) from None
 
     def exposition(self) -> bytes:
         """Return everything in Prometheus's text format."""
@@ -146,10 +157,10 @@ class _Requests:
             failed = [row for row in rows if row.failure is not None]
             self._failures.update((row.route, str(row.failure)) for row in failed)
             answered = [row for row in rows if row.failure is None and row.texts]
-            known = [row for row in failed if row.route != OTHER]
-            self._failed.update((str(row.failure),) for row in known)
+            refused = [row for row in failed if row.for_vectors]
+            self._failed.update((str(row.failure),) for row in refused)
             self._succeeded.update((row.method,) for row in answered)
-            self._asked.update((row.method,) for row in [*answered, *known])
+            self._asked.update((row.method,) for row in [*answered, *refused])
             self._sums["corom_texts"] += sum(row.texts for row in answered)
             self._sums["corom_tokens"] += sum(row.tokens for row in answered)
             self._sums["corom_truncated_texts"] += sum(row.truncated for row in answered)

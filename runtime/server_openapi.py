@@ -11,6 +11,7 @@ import msgspec
 from . import server_openai as openai
 from . import server_tei as tei
 from .server_errors import OpenAIError, TeiError, is_openai
+from .server_gate import is_probe
 from .server_texts import texts_schema
 
 Schema = dict[str, Any]
@@ -25,7 +26,9 @@ POSTS: dict[str, tuple[str, Any, Any]] = {
 }
 GETS: dict[str, tuple[str, Any]] = {
     "/v1/models": ("Names of the model", openai.Models),
+    "/v1/models/{model}": ("One of them", openai.Model),
     "/info": ("The model and the limits", tei.Info),
+    "/": ("Ready?", None),
     "/health": ("Ready?", None),
     "/ping": ("Ready?", None),
     "/health/ready": ("Ready?", None),
@@ -70,7 +73,13 @@ def openapi(*, vocabulary_size: int, dimension: int, prompts: list[str], needs_k
         paths[path] = {"post": operation | {"requestBody": body}}
     for path, (summary, reply) in GETS.items():
         schema = None if reply is None else by_type[str(reply)]
-        paths[path] = {"get": _operation(path, "get", summary, schema, by_type, needs_key)}
+        operation = _operation(path, "get", summary, schema, by_type, needs_key)
+        if "{" in path:
+            name = path[path.index("{") + 1 : -1]
+            operation["parameters"] = [
+                {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            ]
+        paths.setdefault(path, {})["get"] = operation
     document: Schema = {
         "openapi": "3.1.0",
         "info": {
@@ -96,13 +105,15 @@ def _operation(
     by_type: dict[str, Schema],
     needs_key: bool,
 ) -> Schema:
-    probe = path in {"/health", "/ping", "/health/ready", "/health/live"}
+    probe = is_probe(method.upper(), path)
     answer: Schema = {"description": "As asked"}
     if reply is not None:
         kind = "text/plain" if path == "/metrics" else "application/json"
         answer["content"] = {kind: {"schema": reply}}
     statuses = {503} if method == "get" else set(REFUSALS) - {401, 404}
     statuses |= {431, 500, 503}
+    if "{" in path:
+        statuses.add(404)
     if needs_key and not probe:
         statuses.add(401)
     if path in {"/tokenize", "/decode"}:
@@ -114,7 +125,7 @@ def _operation(
         str(status): {"description": REFUSALS[status], "content": _json(error)}
         for status in sorted(statuses)
     }
-    name = f"{method}{path.replace('/', '_').replace('.', '_')}"
+    name = method + "".join(letter if letter.isalnum() else "_" for letter in path)
     operation: Schema = {"operationId": name, "summary": summary, "responses": responses}
     if needs_key and not probe:
         operation["security"] = [{"key": []}]

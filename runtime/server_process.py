@@ -20,6 +20,7 @@ import click
 import msgspec
 
 from .errors import InputError, UnavailableError
+from .json_lines import json_line
 from .server_settings import Settings
 
 BACKLOG = 2048
@@ -65,9 +66,9 @@ class Supervisor:
             killed = 0 if was_ready else killed + 1
             how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
             if not self._told or killed > RESTARTS:
-                click.echo(f"Error: the worker {how} before it was ready.", err=True)
+                self._say(f"Error: the worker {how} before it was ready.", "ERROR")
                 return 3
-            click.echo(f"The worker {how}; starting another.", err=True)
+            self._say(f"The worker {how}; starting another.", "WARNING")
             if killed:
                 time.sleep(min(2**killed, 10))
 
@@ -116,7 +117,12 @@ class Supervisor:
     def _say_ready(self) -> None:
         again = " again" if self._told else ""
         self._told = True
-        click.echo(f"Listening{again} on {self._address}", err=True)
+        self._say(f"Listening{again} on {self._address}", "INFO")
+
+    def _say(self, message: str, level: str) -> None:
+        if self._settings.json_output:
+            message = json_line(time.time(), level, "corom.serve.supervisor", message)
+        click.echo(message, err=True)
 
     def _stop(self, worker: subprocess.Popen[bytes]) -> None:
         for number in self._signals.recv(64):
@@ -172,7 +178,12 @@ def _unix_socket(path: Path) -> socket.socket:
                 raise UnavailableError(f"another process listens on '{path}'.")
         path.unlink()  # left behind by a process that was killed
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(str(path))
+    try:
+        listener.bind(str(path))
+    except OSError as error:
+        listener.close()
+        why = error.strerror or error  # one that is too long never reached the system
+        raise InputError(f"cannot listen on --uds-path '{path}': {why}.") from None
     listener.listen(BACKLOG)
     return listener
 

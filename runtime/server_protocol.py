@@ -79,10 +79,14 @@ class WholeAnswers:
         self._transport.write(self._head + data if self._head else data)
         self._head = b""
 
-    def close(self) -> None:
-        """Send what is kept, and close."""
+    def flush(self) -> None:
+        """Send what is kept: nothing follows the head of an answer to HEAD."""
         if self._head:
             self.write(b"")
+
+    def close(self) -> None:
+        """Send what is kept, and close."""
+        self.flush()
         self._transport.close()
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
@@ -119,11 +123,14 @@ class Connection(HttpToolsProtocol):
             data = without_upgrade(data)
         before = self._header_bytes
         self._header_bytes += len(data)
+        new = before == 0 and self in self.others.unfinished
+        if new and data.find(b"\r\n\r\n", 0, len(data)) > HEADER_BYTES:
+            self._refuse_headers()
+            return
         super().data_received(data)
         # Headers that ended within this piece have set the count to 0.
         if self._header_bytes > HEADER_BYTES and self._header_bytes > before:
-            why = f"the headers are larger than {HEADER_BYTES} bytes."
-            self._answer_and_close(Refusal(431, "Validation", why), self._path())
+            self._refuse_headers()
 
     def on_headers_complete(self) -> None:
         """Begin a request."""
@@ -142,6 +149,8 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Wait for another request."""
+        together: Any = self.transport
+        together.flush()
         super().on_response_complete()
         if not self.transport.is_closing() and self.timeout_keep_alive_task is not None:
             self.others.idle[self] = None
@@ -150,6 +159,10 @@ class Connection(HttpToolsProtocol):
         """Answer what is no HTTP."""
         refusal = Refusal(400, "Validation", msg, code="invalid_http")
         self._answer_and_close(refusal, self._path())
+
+    def _refuse_headers(self) -> None:
+        why = f"the headers are larger than {HEADER_BYTES} bytes."
+        self._answer_and_close(Refusal(431, "Validation", why), self._path())
 
     def _path(self) -> str:
         """Return the path of the request that is being read, as far as it has come."""

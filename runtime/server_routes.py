@@ -64,6 +64,8 @@ class Routes:
         }
         gets: dict[str, Endpoint] = {
             "/v1/models": self._models,
+            "/v1/models/{model:path}": self._model,
+            "/": self._ready,
             "/info": self._info,
             "/health": self._ready,
             "/ping": self._ready,
@@ -104,20 +106,15 @@ class Routes:
 
     async def _embeddings(self, request: Request, asked: EmbeddingsRequest) -> Response:
         service, names = self._service, self._service.model_names
-        if asked.model is not None and asked.model not in names:
-            raise Refusal(
-                404,
-                "NotFound",
-                f"the model '{asked.model}' is not served here. Served: {', '.join(names)}.",
-                param="model",
-                code="model_not_found",
-            )
+        if asked.model is not None:
+            self._refuse_unless_served(asked.model)
         texts, single = texts_of(asked.input, "input", self._settings.max_client_batch_size)
         call: Call = request.scope["corom.call"]
         call.single = single
         options = options_of(
             truncate=self._settings.auto_truncate,
             dimensions=asked.dimensions,
+            most_dimensions=service.encoder.dimension,
             prompt=self._settings.default_prompt,
             prompt_name=self._settings.default_prompt_name,
         )
@@ -131,6 +128,13 @@ class Routes:
     async def _models(self, _request: Request) -> Response:
         self._refuse_unless_open()
         return as_json(models_reply(self._service.model_names, self._started))
+
+    async def _model(self, request: Request) -> Response:
+        self._refuse_unless_open()
+        name = request.path_params["model"]
+        self._refuse_unless_served(name)
+        (model,) = models_reply((name,), self._started).data
+        return as_json(model)
 
     # --- TEI
 
@@ -222,11 +226,23 @@ class Routes:
             direction=asked.truncation_direction,
             normalize=normalize,
             dimensions=dimensions,
+            most_dimensions=self._service.encoder.dimension,
             prompt_name=settings.default_prompt_name
             if asked.prompt_name is None
             else asked.prompt_name,
             prompt=settings.default_prompt,
         )
+
+    def _refuse_unless_served(self, name: str) -> None:
+        names = self._service.model_names
+        if name not in names:
+            raise Refusal(
+                404,
+                "NotFound",
+                f"the model '{name}' is not served here. Served: {', '.join(names)}.",
+                param="model",
+                code="model_not_found",
+            )
 
     def _headers(self, call: Call) -> dict[str, str]:
         return call.time_headers(self._service.encoder.device)

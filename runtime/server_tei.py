@@ -5,7 +5,7 @@ Field names and defaults are TEI's, so its clients work unchanged.
 
 from collections.abc import Iterator
 from importlib import metadata
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
@@ -25,6 +25,8 @@ class EmbedRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prompt_name: str | None = None
     normalize: bool = True
     dimensions: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    encoding_format: Literal["float"] | None = None
+    """Of Hugging Face's own client; the vectors are numbers in any case."""
 
 
 class SimilarityInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -69,13 +69,18 @@ def options_of(
     direction: str = "right",
     normalize: bool | None = None,
     dimensions: int | None = None,
+    most_dimensions: int,
     prompt_name: str | None = None,
     prompt: str | None = None,
 ) -> TextOptions:
     """Return the options of ``Encoder.encode`` that a request stands for.
 
-    ``prompt``: put before each text, unless the request names one.
+    ``prompt``: put before each text, unless the request names one. Raises ``Refusal`` for more
+    dimensions than the model has.
     """
+    if dimensions is not None and dimensions > most_dimensions:
+        why = f"dimensions is {dimensions}; this model has {most_dimensions}."
+        raise Refusal(422, "Validation", why, param="dimensions", code="invalid_value")
     options = TextOptions()
     if not truncate:
         options["truncate"] = "error"

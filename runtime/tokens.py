@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
-from .errors import BundleError, InputError, InputTypeError
+from .errors import BundleError, InputError, InputTypeError, TextTooLong
 from .long_text import cut_margin, excerpt
 
 LONG_CHARACTERS = 20_000
@@ -190,9 +190,9 @@ class Tokenizer:
         if truncate is False or truncate == "error":
             row = too_long[0]
             count = f"{lengths[row]}" if whole else f"more than {limit}"
-            raise InputError(
+            raise TextTooLong(
                 f"text {first + row} has {count} tokens, special tokens included; the limit is "
-                f"{limit}. Shorten it, or have such texts cut: truncate=True (--truncate)."
+                f"{limit}."
             )
         keep = limit - len(self._suffix)
         for row in too_long:

@@ -16,7 +16,7 @@ def repository_readme(serving: Serving, version: str) -> str:
         else f"answered with an error beyond {serving.max_length} tokens"
     )
     gpus = "--gpus all " if serving.device == "cuda" else ""
-    extra = _extra(serving)
+    wheel, extra = f"corom-{version}-py3-none-any.whl", _extra(serving)
     prompts = "".join(f"- prompt `{key}`: {text!r}\n" for key, text in manifest.prompts.items())
     return f"""# {name}: a model repository for NVIDIA Triton
 
@@ -32,13 +32,20 @@ Licence of the weights: {manifest.source.license or "not stated by the source; a
 ## Start it
 
 Triton's Python needs corom {version} (Python 3.11 or newer: images from 24.11 on). No torch. NumPy
-below 2, because Triton's Python backend before 24.12 reads no arrays of NumPy 2.
+below 2, because Triton's Python backend before 24.12 reads no arrays of NumPy 2. In a folder with
+corom's wheel (`python -m build --wheel` makes it, in a checkout of corom):
 
 ```sh
-docker build -t {name}-triton - <<'DOCKERFILE'
+docker build -t {name}-triton -f - . <<'DOCKERFILE'
 FROM {IMAGE}
-RUN pip install --break-system-packages 'corom{extra}=={version}' 'numpy<2'
+COPY {wheel} /tmp/
+RUN pip install --break-system-packages '/tmp/{wheel}{extra}' 'numpy<2'
 DOCKERFILE
+```
+
+Then in this folder:
+
+```sh
 docker run --rm {gpus}--shm-size=1g -p 8000:8000 -p 8001:8001 -p 8002:8002 \\
     -v "$PWD":/models:ro {name}-triton tritonserver --model-repository=/models
 ```

@@ -10,7 +10,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,7 +31,8 @@ Serve = Callable[..., AbstractContextManager[str]]
 Start = Callable[..., "subprocess.Popen[str]"]
 TEXTS = ["头痛怎么办", "", "发烧吃什么药 take 2 pills", "上消化道出血手术大约多久" * 20]
 POSTS = ["/v1/embeddings", "/embeddings", "/embed", "/", "/similarity", "/tokenize", "/decode"]
-GETS = ["/v1/models", "/info", "/health", "/ping", "/health/ready", "/health/live", "/metrics"]
+PROBES = ["/", "/health", "/ping", "/health/ready", "/health/live"]
+GETS = ["/v1/models", "/v1/models/tiny", "/info", *PROBES, "/metrics"]
 ERROR_FORMS = [{"error", "error_type"}, {"error"}]
 
 
@@ -137,6 +139,10 @@ def test_models_and_their_names(server: str) -> None:
     status, reply, _ = ask(f"{server}/v1/embeddings", {"input": "a", "model": "gpt"})
     assert (status, reply["error"]["code"]) == (404, "model_not_found")
     assert "'gpt' is not served here. Served: tiny." in refused(reply, "/v1/x")
+    status, reply, _ = ask(f"{server}/v1/models/tiny")
+    assert (status, reply["id"], reply["object"]) == (200, "tiny", "model")
+    status, reply, _ = ask(f"{server}/v1/models/some/gpt")
+    assert (status, reply["error"]["code"]) == (404, "model_not_found")
 
 
 def test_tei_vectors_are_normalized_unless_asked_otherwise(server: str, encoder: Encoder) -> None:
@@ -205,8 +211,31 @@ def test_info(server: str, encoder: Encoder) -> None:
 
 
 def test_health(server: str) -> None:
-    for path in ("/health", "/ping", "/health/live", "/health/ready"):
+    for path in PROBES:
         assert ask(f"{server}{path}")[:2] == (200, "")
+
+
+def test_head_is_answered_at_once_and_the_connection_goes_on(server: str) -> None:
+    with closing(HTTPConnection(urlsplit(server).netloc, timeout=20)) as connection:
+        sockets = set()
+        for path in [*GETS, "/openapi.json"]:
+            for method in ("HEAD", "GET"):
+                connection.request(method, path)
+                reply = connection.getresponse()
+                content = reply.read()
+                assert reply.status == 200
+                assert (len(content) > 0) == (method == "GET" and path not in PROBES)
+                sockets.add(connection.sock)
+    assert len(sockets) == 1
+
+
+def test_what_a_request_took_is_in_its_headers(server: str) -> None:
+    texts = [f"第{k}个问题" for k in range(3000)]
+    status, _, headers = ask(f"{server}/embed", {"inputs": texts})
+    assert (status, headers["x-compute-characters"]) == (200, str(sum(map(len, texts))))
+    assert int(headers["x-compute-tokens"]) > 3000
+    # Batches that are executed at the same time are not added up.
+    assert 0 < int(headers["x-inference-time"]) <= int(headers["x-total-time"])
 
 
 def test_many_callers_get_their_own_vectors(server: str, encoder: Encoder) -> None:
@@ -266,7 +295,7 @@ def test_keys(serve: Serve, tiny_bundle: Path, tmp_path: Path) -> None:
                 status, reply, headers = ask(url + path, body, authorization=key)
                 assert (status, headers["www-authenticate"]) == (401, "Bearer"), path
                 assert "authorization: Bearer KEY" in refused(reply, path)
-        for path in ("/health", "/ping", "/health/live", "/health/ready"):
+        for path in PROBES:
             assert ask(url + path)[0] == 200
         for key in ("first", "second"):
             body = {"inputs": "a"}
@@ -304,7 +333,8 @@ def test_a_unix_socket_and_the_log(start: Start, tiny_bundle: Path, tmp_path: Pa
         process.communicate(timeout=30)
         assert process.returncode == 0
     assert not path.exists()
-    lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+    lines = [json.loads(line) for line in log.read_text().splitlines()]  # every one is JSON
+    assert [line["level"] for line in lines if "Listening" in line["message"]] == ["INFO"]
     (request,) = [line for line in lines if line["message"] == "request"]
     assert (request["id"], request["route"], request["status"]) == ("my-id", "/embed", 200)
     assert (request["texts"], request["truncated_texts"]) == (2, 1)
@@ -352,13 +382,14 @@ def test_what_is_not_json_is_415(server: str, path: str) -> None:
 
 def test_wrong_methods_and_paths(server: str) -> None:
     for path in [*POSTS, *GETS]:
-        for method in ("DELETE", "GET" if path in POSTS else "POST", "PATCH", "TRACE"):
+        allowed = ["POST"] * (path in POSTS) + ["GET", "HEAD"] * (path in GETS)
+        for method in {"DELETE", "GET", "POST", "PATCH", "TRACE"} - {*allowed}:
             reply = raw(server, f"{method} {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
             head, _, content = reply.partition(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 405"), (path, method, head)
             allow = re.search(rb"allow: (.*)", head)
             assert allow is not None
-            assert (b"POST" if path in POSTS else b"GET") in allow[1]
+            assert allow[1].decode().strip().split(", ") == sorted(allowed)
             assert method in refused(json.loads(content), path)
     for path in ("/nothing", "/v1/nothing", "/embed/", "/%2e%2e/etc/passwd", "/v1/%F0%9F"):
         status, reply, _ = ask(server + path)
@@ -374,7 +405,8 @@ def test_what_is_no_http_is_400(server: str) -> None:
 
 
 def test_long_headers_are_refused(server: str) -> None:
-    for piece in (b"x: " + b"y" * 70_000, b"GET /" + b"z" * 100_000):
+    ends = b"\r\n\r\n"  # in one piece with the rest, if the machine is quick
+    for piece in (b"x: " + b"y" * 70_000, b"GET /" + b"z" * 100_000, b"x: " + b"y" * 70_000 + ends):
         reply = raw(server, b"GET /v1/models HTTP/1.1\r\n" + piece)
         assert reply[:12] in (b"HTTP/1.1 431", b"HTTP/1.1 400")
 
@@ -501,6 +533,9 @@ def test_metrics_count_what_was_asked(serve: Serve, tiny_bundle: Path) -> None:
         ask(f"{url}/embed", {"inputs": "a"})
         ask(f"{url}/embed", {"inputs": []})
         ask(f"{url}/nothing")
+        ask(f"{url}/embed")  # GET: 405
+        ask(f"{url}/info", {"a": 1})
+        ask(f"{url}/tokenize", {"a": 1})
         _, text, headers = ask(f"{url}/metrics")
     assert headers["content-type"].startswith("text/plain; version=0.0.4")
     found = {
@@ -528,7 +563,9 @@ def test_metrics_count_what_was_asked(serve: Serve, tiny_bundle: Path) -> None:
 
 def test_the_description_names_every_route_and_field(server: str) -> None:
     _, document, _ = ask(f"{server}/openapi.json")
-    assert set(document["paths"]) == {*POSTS, *GETS, "/openapi.json"}
+    paths = {*POSTS, *GETS, "/openapi.json"} - {"/v1/models/tiny"} | {"/v1/models/{model}"}
+    assert set(document["paths"]) == paths
+    assert set(document["paths"]["/"]) == {"post", "get"}
     schemas = document["components"]["schemas"]
     assert schemas["EmbedRequest"]["properties"]["dimensions"]["anyOf"][0]["maximum"] == 48
     assert schemas["EmbeddingsRequest"]["required"] == ["input"]

@@ -135,6 +135,25 @@ def test_what_cannot_be_served_ends_the_command(
     assert (done.returncode, "no socket" in done.stderr) == (2, True)
     done = corom("serve", tiny_bundle, "--api-key-file", file)
     assert (done.returncode, "holds no key" in done.stderr) == (2, True)
+    for content, said in ((b"\xff\xfe", "is not UTF-8"), (b"key\n# mine\n", "keys', line 2: ")):
+        (tmp_path / "keys").write_bytes(content)
+        done = corom("serve", tiny_bundle, "--api-key-file", tmp_path / "keys")
+        assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+    for path in (tmp_path / "absent" / "socket", tmp_path / ("long" * 50)):
+        done = corom("serve", tiny_bundle, "--uds-path", path)
+        assert (done.returncode, f"--uds-path '{path}'" in done.stderr) == (2, True)
+    for endpoint in ("localhost:4317", "notaurl", "http://"):
+        done = corom("serve", tiny_bundle, "--otlp-endpoint", endpoint)
+        assert (done.returncode, "such as http://localhost:4318" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("variable", ["COROM_API_KEY", "COROM_API_KEY_FILE"])
+def test_a_key_that_is_set_and_empty_does_not_open_the_server(
+    corom: Corom, tiny_bundle: Path, offline_environment: dict[str, str], variable: str
+) -> None:
+    environment = offline_environment | {variable: ""}
+    done = corom("serve", tiny_bundle, "--port", "0", env=environment)
+    assert (done.returncode, f"{variable} is set and empty" in done.stderr) == (2, True)
 
 
 def test_a_port_that_is_taken(corom: Corom, tiny_bundle: Path) -> None:
@@ -143,6 +162,11 @@ def test_a_port_that_is_taken(corom: Corom, tiny_bundle: Path) -> None:
         done = corom("serve", tiny_bundle, "--port", port)
     assert done.returncode == 3
     assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        done = corom("serve", tiny_bundle, "--port", "0", "--prometheus-port", port)
+    assert done.returncode == 3
+    assert "Choose another --prometheus-port." in done.stderr
 
 
 @pytest.mark.parametrize(

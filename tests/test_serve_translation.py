@@ -3,6 +3,7 @@
 import base64
 import json
 import math
+import pickle
 import string
 
 import numpy as np
@@ -21,6 +22,7 @@ from corom.runtime.errors import (
     DeadlineExceeded,
     InputError,
     Overloaded,
+    TextTooLong,
     WorkerError,
 )
 from corom.runtime.request import Usage
@@ -32,7 +34,7 @@ from corom.runtime.server_metrics import SECONDS, Distribution
 from corom.runtime.server_openai import EmbeddingsRequest, embeddings_reply
 from corom.runtime.server_protocol import without_upgrade
 from corom.runtime.server_service import retry_after_s
-from corom.runtime.server_tei import EmbedRequest, cosines, embed_reply
+from corom.runtime.server_tei import EmbedRequest, SimilarityRequest, cosines, embed_reply
 from corom.runtime.server_texts import options_of, texts_of
 
 import msgspec  # isort: skip
@@ -119,12 +121,19 @@ def test_nothing_and_mixtures_are_refused(asked: list[object], status: int) -> N
 
 
 def test_options() -> None:
-    assert options_of(truncate=True) == {}
-    assert options_of(truncate=False, direction="left") == {"truncate": "error"}
-    assert options_of(truncate=True, direction="Left") == {"truncate": "left"}
-    asked = options_of(truncate=True, normalize=False, dimensions=3, prompt_name="q", prompt="p: ")
+    assert options_of(truncate=True, most_dimensions=9) == {}
+    assert options_of(truncate=False, direction="left", most_dimensions=9) == {"truncate": "error"}
+    assert options_of(truncate=True, direction="Left", most_dimensions=9) == {"truncate": "left"}
+    asked = options_of(
+        truncate=True,
+        normalize=False,
+        dimensions=3,
+        prompt_name="q",
+        prompt="p: ",
+        most_dimensions=9,
+    )
     assert asked == {"normalize_embeddings": False, "truncate_dim": 3, "prompt_name": "q"}
-    assert options_of(truncate=True, prompt="p: ") == {"prompt": "p: "}
+    assert options_of(truncate=True, prompt="p: ", most_dimensions=9) == {"prompt": "p: "}
 
 
 @given(st.binary(max_size=60) | st.text().map(str.encode))
@@ -173,8 +182,8 @@ def test_any_json_is_a_request_or_a_refusal(asked: dict[str, object]) -> None:
         (b'{"input": [1.5]}', 422, "input[0]"),
         (b'{"input": [-1]}', 422, "input[0]"),
         (b'{"input": null}', 422, "input"),
-        (b'{"input": "a", "surprise": 1}', 422, None),
-        (b'{"model": "a"}', 422, None),
+        (b'{"input": "a", "surprise": 1}', 422, "surprise"),
+        (b'{"model": "a"}', 422, "input"),
     ],
 )
 def test_bad_bodies(body: bytes, status: int | None, param: str | None) -> None:
@@ -183,6 +192,40 @@ def test_bad_bodies(body: bytes, status: int | None, param: str | None) -> None:
     assert refused.value.status in ({400, 422} if status is None else {status})
     if status is not None:
         assert refused.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("body", "asked", "said"),
+    [
+        (b"", EmbedRequest, "the body is empty; send JSON."),
+        (b'{"inputs": "\\ud83d"}', EmbedRequest, "half of a surrogate pair"),
+        (b'{"inputs": "\\ud83d x"}', EmbedRequest, "half of a surrogate pair"),
+        (b'{"inputs": "a}', EmbedRequest, "not valid JSON"),
+        (
+            b'{"input": "a"}',
+            EmbedRequest,
+            "Known: inputs, truncate, truncation_direction, ",
+        ),
+        (
+            b'{"inputs": "a", "truncation_direction": "up"}',
+            EmbedRequest,
+            "Allowed: Left, Right,",
+        ),
+        (b'{"input": "a", "encoding_format": "hex"}', EmbeddingsRequest, "Allowed: float, base64."),
+        (b'{"inputs": "a", "encoding_format": "base64"}', EmbedRequest, "Allowed: float."),
+        (b'{"inputs": {}}', SimilarityRequest, "missing required field `source_sentence` - at"),
+        (b'{"inputs": 5}', EmbedRequest, "Expected `str | array`, got `int` - at `$.inputs`."),
+    ],
+)
+def test_what_is_allowed_is_said(body: bytes, asked: type, said: str) -> None:
+    with pytest.raises(Refusal) as refused:
+        decode(body, msgspec.json.Decoder(asked))
+    assert said in refused.value.message
+
+
+def test_a_whole_surrogate_pair_is_text() -> None:
+    request = decode(b'{"inputs": "\\ud83d\\ude00"}', msgspec.json.Decoder(EmbedRequest))
+    assert request.inputs == "\U0001f600"
 
 
 # --- Refusals
@@ -194,6 +237,7 @@ def test_bad_bodies(body: bytes, status: int | None, param: str | None) -> None:
         (Overloaded("full"), (429, "Overloaded"), (429, "rate_limit_error")),
         (DeadlineExceeded("late"), (504, "Timeout"), (504, "timeout_error")),
         (InputError("odd"), (422, "Validation"), (400, "invalid_request_error")),
+        (TextTooLong("long"), (422, "Validation"), (400, "invalid_request_error")),
         (WorkerError("dead"), (424, "Backend"), (500, "server_error")),
         (BundleError("gone"), (424, "Backend"), (500, "server_error")),
     ],
@@ -209,6 +253,22 @@ def test_errors_of_the_runtime_in_the_words_of_each_family(
     assert set(nested) == {"message", "type", "param", "code"}
     assert (status_of(refusal, "/v1/embeddings"), nested["type"]) == openai
     assert refusal.headers == ({"retry-after": "7"} if tei[0] == 429 else {})
+
+
+def test_a_text_that_is_too_long_is_told_in_the_servers_words() -> None:
+    error = pickle.loads(pickle.dumps(TextTooLong("text 3 has 9 tokens; the limit is 8.")))
+    assert str(error).count("truncate=True (--truncate)") == 1
+    refusal = refusal_of(error, 1)
+    assert (refusal.param, refusal.code) == ("input", "context_length_exceeded")
+    assert refusal.message.startswith("text 3 has 9 tokens; the limit is 8. Shorten it, or ")
+    assert "truncate=True" not in refusal.message
+
+
+def test_inference_lasts_from_the_first_batch_to_the_end_of_the_last() -> None:
+    usage = Usage()
+    for began, ended in ((10.0, 12.0), (10.5, 12.5), (14.0, 15.0)):
+        usage.executed(began, ended)
+    assert usage.inference_s == 5.0
 
 
 def test_whose_path_it_is() -> None:
