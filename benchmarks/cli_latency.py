@@ -11,7 +11,7 @@ import click
 import numpy as np
 
 from corom.runtime import Encoder
-from corom.runtime.cli_options import bundle_argument, encoder_options, json_option
+from corom.runtime.cli_options import Number, bundle_argument, encoder_options, json_option
 
 from . import figures
 from .cli_options import mix_option
@@ -25,7 +25,7 @@ from .load import (
     open_loop,
     open_loop_submitted,
 )
-from .report import output_option, show
+from .report import output_option, say_if_cut, say_what_executes, show
 from .texts import Mix, made_texts, read_texts
 
 TEXTS = 2000
@@ -38,7 +38,13 @@ AGAIN = 5
 @bundle_argument
 @encoder_options
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Texts a call.")
-@click.option("--rate", "rates", type=float, multiple=True, help="Calls a second; repeatable.")
+@click.option(
+    "--rate",
+    "rates",
+    type=Number(0, min_open=True),
+    multiple=True,
+    help="Calls a second; repeatable.",
+)
 @click.option(
     "--arrivals",
     type=click.Choice(["poisson", "fixed"]),
@@ -49,7 +55,7 @@ AGAIN = 5
 @click.option("--concurrency", type=click.IntRange(1), help="Callers of single texts at once.")
 @click.option(
     "--seconds",
-    type=click.FloatRange(0.01),
+    type=Number(0.01),
     default=5.0,
     show_default=True,
     help="What each load takes.",
@@ -79,12 +85,11 @@ def latency(
     """
     if concurrency is not None and batch != 1:
         raise click.UsageError("--concurrency is of single texts; leave --batch out.")
-    if any(rate <= 0 for rate in rates):
-        raise click.UsageError("--rate must be above 0.")
     texts = made_texts(mix, TEXTS) if file is None else read_texts(file)
     loads: dict[str, Any] = {}
     with ExitStack() as stack:
         encoder = stack.enter_context(Encoder(bundle, **options))
+        say_what_executes(encoder)
         unseen = first_calls(encoder, texts)
         calls = calls_of(texts, batch)
         for call in calls[:WARM_CALLS]:
@@ -101,6 +106,7 @@ def latency(
         for rate in rates:
             times = arrival_times(arrivals, rate, max(1, round(rate * seconds)))
             loads[f"open loop, {arrivals}, {rate:g}/s"] = described(at_times(times), batch)
+        say_if_cut(encoder)
         report: dict[str, Any] = {"bundle": encoder.manifest.name, "choice": encoder.choice}
     report |= {"texts": f"{mix}, made" if file is None else file.name, "batch": batch}
     report |= {"loads": loads, "lengths_never_seen": unseen}

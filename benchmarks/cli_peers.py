@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
 
+from corom.runtime.backend import PRECISIONS
 from corom.runtime.cache import cache_root
 from corom.runtime.cli_options import json_option
 from corom.runtime.cpus import available_cpus
@@ -20,7 +20,7 @@ from .cli_options import rounds_option
 from .contestants import PEERS, Contestant, as_executed, rungs
 from .machine import describe_machine
 from .report import output_option, save, stamped
-from .texts import made_texts, read_texts
+from .texts import made_texts, read_texts, sample
 
 if TYPE_CHECKING:
     from corom.export.checkpoint import Checkpoint
@@ -37,6 +37,7 @@ NEEDS = {"torch": "export", "transformers": "export", "onnx": "export", "matplot
 @click.option(
     "--precision",
     "precisions",
+    type=click.Choice(PRECISIONS),
     multiple=True,
     help="Rungs to export; repeatable. Default: those that this CPU executes.",
 )
@@ -96,6 +97,8 @@ def peers(
     texts and threads, are checked against torch, and take turns. A peer that fails is reported.
     With -o FILE.json a chart goes beside it, as FILE.png and FILE.html.
     """
+    if bundle is not None and precisions:
+        raise click.UsageError("--bundle has the rungs it has; leave --precision out.")
     for package, extra in NEEDS.items():
         if find_spec(package) is None:
             raise missing_extra(package, extra, "Comparing with peers")
@@ -195,11 +198,11 @@ def publish(report: dict[str, Any], output: Path | None, *, as_json: bool) -> No
     from .chart import write_charts
     from .standings import tables
 
+    click.echo(json.dumps(report, ensure_ascii=False) if as_json else tables(report))
     if output is not None:
         save(report, output)
         for written in [output, *write_charts(report, output)]:
             click.echo(f"written: {written}", err=True)
-    click.echo(json.dumps(report, ensure_ascii=False) if as_json else tables(report))
 
 
 def chosen_peers(parts: tuple[str, ...]) -> list[Contestant]:
@@ -209,9 +212,3 @@ def chosen_peers(parts: tuple[str, ...]) -> list[Contestant]:
         names = ", ".join(peer.name for peer in PEERS)
         raise InputError(f"no peer's name has {' or '.join(parts)}. Peers: {names}.")
     return chosen
-
-
-def sample(texts: list[str], count: int) -> list[str]:
-    """Return ``count`` of the texts in their order, always the same; all if there are fewer."""
-    rows = np.random.default_rng(0).permutation(len(texts))[:count]
-    return [texts[row] for row in np.sort(rows).tolist()]

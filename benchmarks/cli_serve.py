@@ -10,7 +10,7 @@ import click
 
 from corom.runtime import Encoder
 from corom.runtime.cache import cache_root
-from corom.runtime.cli_options import bundle_argument, encoder_options, json_option
+from corom.runtime.cli_options import Number, bundle_argument, encoder_options, json_option
 from corom.runtime.errors import missing_extra
 
 from .cli_options import mix_option
@@ -37,7 +37,7 @@ PEER_SHARE = 0.4
 @encoder_options
 @click.option(
     "--seconds",
-    type=click.FloatRange(0.5),
+    type=Number(0.5),
     default=60.0,
     show_default=True,
     help="What each open loop takes.",
@@ -51,12 +51,12 @@ PEER_SHARE = 0.4
 )
 @click.option(
     "--deadline",
-    type=click.FloatRange(0.01),
+    type=Number(0.01),
     default=5.0,
     show_default=True,
     help="Seconds that an accepted request may take; the server's --request-timeout.",
 )
-@click.option("--queue-timeout", type=click.FloatRange(0.01), help="The server's own; see there.")
+@click.option("--queue-timeout", type=Number(0.01), help="The server's own; see there.")
 @mix_option
 @click.option("--texts", "file", type=click.Path(path_type=Path), help="One text a line.")
 @click.option("--peer", type=click.Choice(["infinity"]), help="Its server too, in turns with ours.")

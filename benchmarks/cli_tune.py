@@ -7,9 +7,9 @@ from typing import Any
 import click
 import msgspec
 
-from corom.runtime.cli_options import bundle_argument, json_option
+from corom.runtime.cli_options import Number, bundle_argument, json_option
 from corom.runtime.cpus import available_cpus
-from corom.runtime.errors import ParityError
+from corom.runtime.errors import ParityError, UnavailableError
 from corom.runtime.manifest import load_manifest, manifest_sha256
 from corom.runtime.progress import progress_bar
 from corom.runtime.tuning import (
@@ -21,7 +21,7 @@ from corom.runtime.tuning import (
 )
 
 from .figures import text_table
-from .texts import made_texts, read_texts
+from .texts import made_texts, read_texts, sample
 from .tuning import (
     BUDGETS,
     FINAL_ROUNDS,
@@ -43,7 +43,7 @@ TEXTS = 128
 @click.option("--texts", "file", type=click.Path(path_type=Path), help="Your texts, one a line.")
 @click.option(
     "--min-cosine",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     default=0.999,
     show_default=True,
     help="To torch; what is further off is left out.",
@@ -51,7 +51,7 @@ TEXTS = 128
 @click.option("--cpus", type=click.IntRange(1), help="At most; default: all of this process.")
 @click.option(
     "--seconds",
-    type=click.FloatRange(0.001),
+    type=Number(0.001),
     default=0.7,
     show_default=True,
     help="What each measurement takes at least.",
@@ -67,14 +67,15 @@ def tune(
 ) -> None:
     """Measure every backend, precision, threads and workers, and batch budget on this machine.
 
-    What misses the parity floor (cosine to torch, on the golden texts) is left out. The fastest for
-    one text and for many are measured again in turns; the winners go to corom's cache, and "auto"
-    uses them for this bundle on this machine. Interrupted, it changes nothing. Figures depend on
-    the texts: give your own. Without, made queries are used.
+    What misses the parity floor (cosine to torch, on the golden texts, which int8 is calibrated on
+    unless it was told others) is left out. The fastest for one text and for many are measured again
+    in turns; the winners go to corom's cache, and "auto" uses them for this bundle on this machine.
+    Interrupted, it changes nothing. Figures depend on the texts: give your own, of which 128 are
+    taken from all over the file. Without, made queries are used.
     """
     manifest = load_manifest(bundle)
-    texts = (made_texts("queries", TEXTS) if file is None else read_texts(file))[:TEXTS]
-    wanted = candidates(bundle, cpus or available_cpus())
+    texts = sample(made_texts("queries", TEXTS) if file is None else read_texts(file), TEXTS)
+    wanted = candidates(bundle, min(cpus or available_cpus(), available_cpus()))
     click.echo(
         f"{len(wanted)} ways to execute, each with up to {len(BUDGETS)} batch budgets, and the "
         "fastest again; until the end nothing is changed",
@@ -84,7 +85,10 @@ def tune(
     found: list[Measured] = []
     with progress_bar("ways", len(wanted) + FINAL_ROUNDS, show=show) as advance:
         for way in wanted:
-            found += measure(bundle, way, texts, min_cosine, seconds)
+            try:
+                found += measure(bundle, way, texts, min_cosine, seconds)
+            except (ParityError, UnavailableError) as error:
+                click.echo(f"left out: {way.precision} by {way.backend}: {error}", err=True)
             advance(1)
         if not found:
             raise ParityError(
@@ -101,12 +105,12 @@ def tune(
         latency=_winner(fastest),
         throughput=_winner(most),
     )
-    kept = save_tuning(manifest, tuning)
     if as_json:
         report: dict[str, Any] = {"tuning": tuning, "measured": [_record(one) for one in found]}
         click.echo(msgspec.json.encode(report).decode())
     else:
         click.echo(_table(found, finals, fastest, most))
+    kept = save_tuning(manifest, tuning)
     click.echo(f"kept for {manifest.name} on this machine: {kept}", err=True)
 
 

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from corom.runtime.availability import why_not
+from corom.runtime.availability import why_not_auto
 from corom.runtime.backend import pairs
 from corom.runtime.manifest import Precision, load_manifest
 
@@ -92,12 +92,12 @@ def as_executed(peer: Contestant, here: Sequence[str]) -> Contestant:
 
 
 def rungs(bundle: Path) -> list[Contestant]:
-    """Return every variant of the bundle with every backend that can run it on this CPU."""
+    """Return every variant of the bundle with every backend it was proven on that can run here."""
     manifest = load_manifest(bundle)
     found = []
     for variant in manifest.variants:
         for backend, device in pairs():
-            reason = partial(why_not, bundle, manifest, variant.precision, "off", backend)
+            reason = partial(why_not_auto, bundle, manifest, variant.precision, "off", backend)
             # Half precision is for GPUs: on a CPU it is executed in fp32 between casts.
             if device == "cpu" and variant.precision != "fp16" and reason(device) is None:
                 found.append(

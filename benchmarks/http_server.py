@@ -83,6 +83,10 @@ class Server:
                 cpu += times.user + times.system
         return Usage(rss, cpu)
 
+    def wait(self, seconds: float) -> int:
+        """Wait until it has ended, as it was told by someone else; return its exit code."""
+        return self._process.wait(seconds)
+
     def close(self, seconds: float = 20.0) -> int:
         """End it with SIGTERM, which drains it; return its exit code."""
         if self._process.poll() is None:

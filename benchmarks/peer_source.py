@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import click
 import msgspec
 
 from corom.export.checkpoint import Checkpoint, load_checkpoint
@@ -12,8 +13,8 @@ from corom.export.per_token_graph import fits_groups
 from corom.export.recipe import Recipe
 from corom.export.reference import Reference, reference_token_ids
 from corom.export.sources import ResolvedSource, resolve_source
-from corom.runtime.errors import CoromError, InputError, UnavailableError
-from corom.runtime.manifest import Manifest, Pooling, load_manifest
+from corom.runtime.errors import CoromError, InputError, ParityError, UnavailableError
+from corom.runtime.manifest import MANIFEST_NAME, Manifest, Pooling, load_manifest
 from corom.runtime.vectors import Vectors
 
 from .gpu_models import SHAPES, random_checkpoint
@@ -69,7 +70,8 @@ def peer_bundle(
 ) -> Path:
     """Export the checkpoint in a process of its own, where torch's memory ends with it.
 
-    Raises ``CoromError`` with the exporter's own words if it fails.
+    A rung that fails parity is told on stderr; the others are compared. Raises ``CoromError`` with
+    the exporter's own words if it fails.
     """
     # corom's main reads the command line, so nothing has to be on the PATH.
     program = "from corom.runtime.cli import main; main()"
@@ -79,7 +81,9 @@ def peer_bundle(
     for precision in precisions:
         command += ["--precision", precision]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode:
+    if result.returncode == ParityError.exit_code and (bundle / MANIFEST_NAME).exists():
+        click.echo(result.stderr.strip(), err=True)
+    elif result.returncode:
         raise CoromError(f"corom export ended with {result.returncode}: {result.stderr}")
     return bundle
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from corom.runtime import Encoder
+
 from .machine import describe_machine
 
 output_option = click.option(
@@ -37,8 +39,23 @@ def show(
     Returns it as it was printed, stamped.
     """
     report = stamped(report)
-    if output is not None:
+    click.echo(json.dumps(report, ensure_ascii=False) if as_json else table)
+    if output is not None:  # what was measured is shown, even if it cannot be written
         save(report, output)
         click.echo(f"written: {output}", err=True)
-    click.echo(json.dumps(report, ensure_ascii=False) if as_json else table)
     return report
+
+
+def say_what_executes(encoder: Encoder) -> None:
+    """Say on stderr what is measured, and on what."""
+    machine = describe_machine()
+    click.echo(f"{encoder.manifest.name}: {encoder.choice}", err=True)
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    on = f"{machine['cpu']}, {machine['cpus']} CPUs, Python {machine['python']}, {versions}"
+    click.echo(f"on {on}, commit {machine['commit']}", err=True)
+
+
+def say_if_cut(encoder: Encoder) -> None:
+    """Say on stderr that some of what was measured was cut."""
+    if encoder.truncated_texts:
+        click.echo(f"Texts of more than {encoder.max_length} tokens were cut.", err=True)

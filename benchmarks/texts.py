@@ -45,6 +45,12 @@ def read_texts(file: Path) -> list[str]:
     return texts
 
 
+def sample(texts: list[str], count: int) -> list[str]:
+    """Return ``count`` of the texts in their order, always the same; all if there are fewer."""
+    rows = np.random.default_rng(0).permutation(len(texts))[:count]
+    return [texts[row] for row in np.sort(rows).tolist()]
+
+
 def made_texts(mix: Mix, count: int, seed: int = 0) -> list[str]:
     """Return ``count`` texts cut from the shipped ones; "both": queries and passages in turns."""
     if mix == "both":

@@ -58,6 +58,7 @@ class DynamicBatcher:
         max_queue_tokens: int = 131_072,
         max_queue_s: float | None = None,
     ) -> None:
+        encoder.require_open()
         self.encoder = encoder
         self._plain = check_options(encoder.manifest)
         tokens = encoder.batch_tokens if max_batch_tokens is None else max_batch_tokens

@@ -1,5 +1,6 @@
 """Which backend, precision, threads and workers execute: as asked for, as tuned, as there are."""
 
+import logging
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -11,6 +12,8 @@ from .engine_cache import EngineCache
 from .manifest import Manifest, Variant
 from .options import positive
 from .tuning import Goal, Winner, check_tuned, find_winner
+
+logger = logging.getLogger("corom")
 
 
 class Asked(NamedTuple):
@@ -60,6 +63,11 @@ def choose(folder: Path, manifest: Manifest, asked: Asked) -> Choice:
     winner = None
     if left_open and device == "cpu" and tuned != "off":
         winner = find_winner(folder, manifest, tuned)
+    if winner is not None:
+        cannot = partial(why_not_auto, folder, manifest, winner.precision, engine_cache)
+        if reason := cannot(winner.backend, device):
+            logger.warning("%s by %s, as tuned: %s", winner.precision, winner.backend, reason)
+            winner = None
     if winner is not None:
         name, precision = winner.backend, winner.precision
         threads, workers = winner.threads, winner.workers

@@ -110,8 +110,11 @@ def main(command: click.Command = cli) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _terminate)
-    # Commands say themselves what was cut or chosen.
-    logging.getLogger("corom").addHandler(logging.NullHandler())
+    warnings = logging.StreamHandler()
+    warnings.setLevel(logging.WARNING)
+    warnings.setFormatter(logging.Formatter("Warning: %(message)s"))
+    logging.getLogger("corom").addHandler(warnings)
+    logging.getLogger("corom.cut").disabled = True  # commands say themselves how many were cut
     command()
 
 

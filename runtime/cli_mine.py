@@ -7,7 +7,7 @@ from typing import Any
 import click
 import msgspec
 
-from .cli_options import encoder_options, id_column_option, text_column_option
+from .cli_options import Number, encoder_options, id_column_option, text_column_option
 from .cli_search import as_embedded, bundle_of
 from .corpus import Corpus
 from .encoder import Encoder
@@ -52,7 +52,7 @@ from .whole_file import whole_file
 )
 @click.option(
     "--margin",
-    type=float,
+    type=Number(),
     help="A negative scores at most the best positive minus this; default: not looked at.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the choice.")

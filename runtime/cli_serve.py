@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import click
 import msgspec
 
-from .cli_options import bundle_argument, encoder_options
+from .cli_options import Number, bundle_argument, encoder_options
 from .errors import InputError, missing_extra
 from .manifest import load_manifest
 from .server_process import supervise
@@ -17,7 +17,7 @@ from .server_settings import Settings
 
 PACKAGES = ("starlette", "uvicorn", "httptools", "uvloop", "prometheus_client", "orjson")
 TRACING_PACKAGES = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
-SECONDS = click.FloatRange(0, min_open=True)
+SECONDS = Number(0, min_open=True)
 FIELDS = msgspec.structs.fields(Settings)
 
 
@@ -44,7 +44,7 @@ def serving_options(command: Any) -> Any:  # noqa: ANN401
         ),
         _option(
             "--max-batch-wait-us",
-            type=click.FloatRange(0),
+            type=Number(0),
             help="Microseconds a busy worker waits for a batch to fill up.",
         ),
         _option(

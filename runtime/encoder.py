@@ -35,6 +35,7 @@ from .vectors import Vectors, grow, similarity
 from .windows import windows
 
 logger = logging.getLogger("corom")
+cut_logger = logging.getLogger("corom.cut")
 
 
 class Encoder:
@@ -151,7 +152,7 @@ class Encoder:
         Raises ``InputTypeError`` for anything but text and ``InputError`` for text that cannot be
         encoded, naming its position.
         """
-        self._refuse_if_closed()
+        self.require_open()
         wish = check_options(
             self.manifest,
             normalize_embeddings=normalize_embeddings,
@@ -210,8 +211,12 @@ class Encoder:
 
     def run(self, batch: Batch) -> Vectors:
         """Execute one batch and return its un-normalized vectors (B, H)."""
-        self._refuse_if_closed()
-        return self._backend.run(batch)
+        self.require_open()
+        try:
+            return self._backend.run(batch)
+        except AttributeError:  # of what another thread has released meanwhile
+            self.require_open()
+            raise
 
     @property
     def adaptive(self) -> bool:
@@ -220,12 +225,12 @@ class Encoder:
 
     def run_alone(self, batch: Batch) -> Vectors:
         """As ``run``, by the threads of all workers; nothing else should be executed meanwhile."""
-        self._refuse_if_closed()
+        self.require_open()
         return (self._wide or self._backend).run(batch)
 
     def encode_tokens(self, tokens: Tokens) -> Vectors:
         """Return the un-normalized vectors (N, H) of N texts that are token ids already."""
-        self._refuse_if_closed()
+        self.require_open()
         vectors = np.empty((len(tokens.ids), self.dimension), np.float32)
         self._execute(tokens, vectors, None)
         return vectors
@@ -252,7 +257,7 @@ class Encoder:
         return lambda: self._before_close.pop(call, None)
 
     def close(self) -> None:
-        """Release the backend, batchers first. Calls of ``encode`` must have ended."""
+        """Release the backend, batchers first. A call of ``encode`` that goes on is refused."""
         for call in list(self._before_close):
             call()
         if not self._closed:
@@ -314,7 +319,7 @@ class Encoder:
             for rows, ready in zip(plan, self._backend.stream(batches), strict=True):
                 found[rows] = ready
         else:
-            execute(self._backend.run, once, plan, found, self.workers)
+            execute(self.run, once, plan, found, self.workers)
         if rows_of is not None:
             np.take(found, rows_of, axis=0, out=out)
 
@@ -333,7 +338,8 @@ class Encoder:
             self.close()
             raise
 
-    def _refuse_if_closed(self) -> None:
+    def require_open(self) -> None:
+        """Raise ``CoromError`` if it was closed."""
         if self._closed:
             raise CoromError("this encoder is closed. Open a new one: Encoder(bundle).")
 
@@ -342,7 +348,7 @@ class Encoder:
             first_time = self.truncated_texts == 0
             self.truncated_texts += count
         if first_time:
-            logger.warning(
+            cut_logger.warning(
                 "%s longer than %d tokens and cut; this is said once. Encoder.truncated_texts "
                 "(of a server: corom_truncated_texts_total) counts all that are; "
                 'truncate="error" (--no-auto-truncate) refuses them.',

@@ -38,7 +38,7 @@ class Exchange:
         self._pace = Pace(workers)
         self._admission = Admission(max_queue_tokens, max_queue_s, self._pace)
         self._most_tokens = batch_tokens
-        self._waiting = Waiting(batch_tokens)
+        self._waiting = Waiting(batch_tokens, self._admission.token_s())
         lock = threading.Lock()
         self._changed = threading.Condition(lock)
         self._deadline_came = threading.Condition(lock)
@@ -68,7 +68,7 @@ class Exchange:
             request.patience_s = admission.patience_s(tokens)
             tally.waiting_tokens += tokens
             tally.waiting_texts += request.waiting_texts
-            self._waiting.add(request, admission.token_s())
+            self._waiting.add(request)
             self._changed.notify()
             if request.deadline is not None and request.deadline < self._earliest:
                 self._earliest = request.deadline
@@ -144,6 +144,7 @@ class Exchange:
             self._tally.run_seconds += seconds * self._workers if chosen.alone else seconds
             self._pace.note(sum(map(len, chosen.ids)), seconds, alone=chosen.alone)
             self._waiting.batch_tokens = self._pace.batch_tokens(self._most_tokens)
+            self._waiting.token_s = self._admission.token_s()
             for usage in usages:
                 if usage is not None:
                     usage.executed(ended - seconds, ended)

@@ -88,7 +88,6 @@ class Request:
         "missing",
         "patience_s",
         "rows",
-        "token_s",
         "tokens",
         "usage",
         "vectors",
@@ -115,7 +114,6 @@ class Request:
         """On ``time.monotonic``, as ``asked`` is."""
         self.due = self.asked
         """When its next texts should be done; only their order depends on it."""
-        self.token_s = 0.0
         """How much later that is for each of its tokens."""
         self.patience_s = float("inf")
         """How long it waits before it is given up."""

@@ -5,7 +5,7 @@ Measuring is done by corom.benchmarks; this only keeps, finds and checks what ca
 
 import logging
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -23,14 +23,17 @@ _PACKAGES = ("onnxruntime", "openvino")
 logger = logging.getLogger("corom")
 
 
+Count = Annotated[int, msgspec.Meta(ge=1)]
+
+
 class Winner(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What executes fastest, and what was measured of it."""
 
     backend: str
     precision: Precision
-    threads: int
-    workers: int
-    batch_tokens: int
+    threads: Count
+    workers: Count
+    batch_tokens: Count
     cosine_min: float
     p50_ms: float
     texts_per_second: float
@@ -86,6 +89,8 @@ def find_winner(bundle: Path, manifest: Manifest, goal: Goal) -> Winner | None:
     file = tuning_file(manifest)
     kept = _read(file)
     if not kept:
+        if goal == "latency":  # nobody asks for it who has not tuned
+            logger.warning("%s was not tuned here. Run: corom tune %s", manifest.name, bundle)
         return None
     sha256, machine = manifest_sha256(bundle), this_machine()
     for tuning in kept:
@@ -108,4 +113,7 @@ def _read(file: Path) -> list[Tuning]:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         logger.warning("'%s' cannot be read and is ignored: %s. Run: corom tune", file, error)
         return []
-    return [tuning for tuning in kept if tuning.version == TUNING_VERSION]
+    known = [tuning for tuning in kept if tuning.version == TUNING_VERSION]
+    if len(known) < len(kept):
+        logger.warning("'%s' was tuned by another version of corom: ignored. Run: corom tune", file)
+    return known

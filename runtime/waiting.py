@@ -49,19 +49,19 @@ class Chosen(NamedTuple):
 class Waiting:
     """Requests in the order in which they are served.
 
-    ``batch_tokens``: upper bound of rows × padded length of a batch; it may change.
+    ``batch_tokens``: upper bound of rows × padded length of a batch. ``token_s``: how much later a
+    request is due for each of its tokens. Both may change: each leg is due at the pace known then.
     """
 
-    def __init__(self, batch_tokens: int) -> None:
-        self.batch_tokens = batch_tokens
+    def __init__(self, batch_tokens: int, token_s: float) -> None:
+        self.batch_tokens, self.token_s = batch_tokens, token_s
         self._requests: list[Request] = []
 
     def __bool__(self) -> bool:
         return bool(self._requests)
 
-    def add(self, request: Request, token_s: float) -> None:
-        """Let a request wait, due so many seconds after it was made for each of its tokens."""
-        request.token_s = token_s
+    def add(self, request: Request) -> None:
+        """Let a request wait."""
         self._put(request)
 
     def all(self) -> list[Request]:
@@ -128,5 +128,5 @@ class Waiting:
         served = request.all_tokens - sum(len(request.tokens.ids[row]) for row in request.rows)
         leg = LEG * self.batch_tokens
         due_tokens = min(request.all_tokens, (served // leg + 1) * leg)
-        request.due = request.asked + request.token_s * due_tokens
+        request.due = request.asked + self.token_s * due_tokens
         insort(self._requests, request, key=attrgetter("due"))

@@ -63,7 +63,10 @@ def test_latency_of_callers_and_batches(corom: Corom, tiny_bundle: Path) -> None
     assert done.returncode == 0, done.stderr
     done = corom("bench", "latency", tiny_bundle, "--batch", "2", "--concurrency", "2")
     assert (done.returncode, "leave --batch out" in done.stderr) == (2, True)
-    assert corom("bench", "latency", tiny_bundle, "--rate", "0").returncode == 2
+    for number in ("0", "nan", "inf", "-1", "x"):
+        for option in ("--rate", "--seconds"):
+            done = corom("bench", "latency", tiny_bundle, option, number)
+            assert (done.returncode, option in done.stderr) == (2, True), done.stderr
 
 
 # --- throughput

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corom.benchmarks.contestants import Contestant
+from corom.benchmarks.contestants import Contestant, rungs
 from corom.benchmarks.tuning import BUDGETS, Measured, Way, finalists, measure, pareto_front, ways
 from corom.runtime import Encoder, load_manifest
 from corom.runtime.errors import InputError
 from corom.runtime.golden import GOLDEN_NAME, Golden, load_golden, save_golden
-from corom.runtime.manifest import manifest_sha256
+from corom.runtime.manifest import manifest_sha256, save_manifest
 from corom.runtime.tuning import (
     TUNING_VERSION,
     Tuning,
@@ -105,6 +105,32 @@ def test_what_was_found_elsewhere_is_ignored_and_said(
         assert "tuned" not in encoder.choice
     assert message in caplog.text
     assert f"corom tune {tiny_bundle}" in caplog.text
+
+
+def test_the_command_line_says_it_too(shell: Corom, tiny_bundle: Path, cache: Path) -> None:
+    save_tuning(load_manifest(tiny_bundle), tuning(tiny_bundle, machine="Another CPU"))
+    done = shell(f"COROM_CACHE={cache} corom embed {tiny_bundle} {'头痛' * 100}")
+    assert done.returncode == 0
+    first, *rest = done.stderr.splitlines()
+    assert first.startswith("Warning: tiny was tuned for another machine (Another CPU; this is ")
+    assert not [line for line in rest if line.startswith("Warning")]  # what was cut is said once
+    assert rest[-1] == "1 texts were longer than 128 tokens and were cut."
+
+
+def test_a_winner_that_was_not_proven_is_ignored_and_said(
+    altered: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("openvino", reason="pip install 'corom[openvino]'")
+    manifest = load_manifest(altered)
+    (variant,) = manifest.variants
+    parity = {"onnxruntime": variant.parity["onnxruntime"]}
+    variants = [msgspec.structs.replace(variant, parity=parity)]
+    save_manifest(msgspec.structs.replace(manifest, variants=variants), altered)
+    save_tuning(manifest, tuning(altered, throughput=winner(backend="openvino")))
+    with Encoder(altered) as encoder:
+        assert encoder.choice == "fp32 by onnxruntime on cpu"
+    assert "was proven on: onnxruntime" in caplog.text
+    assert {rung.job["backend"] for rung in rungs(altered)} == {"onnxruntime"}
 
 
 @pytest.mark.parametrize("content", [b"", b"[", b"[{}]", b"\xff", b'{"version": 1}'])
@@ -260,6 +286,7 @@ def test_tune_refuses_when_nothing_reaches_the_floor(
     assert (done.returncode, done.stdout) == (1, "")
     assert "nothing here reaches a cosine of 0.999 to torch" in done.stderr
     assert not (cache / "tuning").exists()
+    assert shell(f"corom tune {altered} --min-cosine nan").returncode == 2
     assert shell(f"corom tune {altered} --min-cosine 1.5").returncode == 2
 
 

@@ -1,8 +1,10 @@
 """Encoder: the reference's vectors, whatever the batch, the order, the thread; no other input."""
 
+import itertools
 import logging
 import random
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -500,6 +502,30 @@ def test_a_closed_encoder_says_so(tiny_bundle: Path) -> None:
     encoder.close()
     with pytest.raises(CoromError, match="closed"):
         encoder.encode("好")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_call_that_goes_on_when_it_is_closed_is_refused(
+    tiny_bundle: Path, backend: str, workers: int
+) -> None:
+    if backend == "openvino":
+        pytest.importorskip("openvino", reason="pip install 'corom[openvino]'")
+    encoder = Encoder(tiny_bundle, backend=backend, workers=workers)
+    begun = threading.Event()
+
+    def endless() -> Iterator[str]:
+        for k in itertools.count():
+            if k == 5000:
+                begun.set()
+            yield f"第{k}个问题：头痛怎么办"
+
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(encoder.encode, endless())
+        assert begun.wait(60)
+        encoder.close()
+        with pytest.raises(CoromError, match="this encoder is closed"):
+            call.result(60)
 
 
 def test_opening_and_closing_leaks_no_memory_or_threads(tiny_bundle: Path) -> None:

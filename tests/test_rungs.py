@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import psutil
 import pytest
@@ -22,7 +24,7 @@ from corom.runtime.backend_openvino import open_core
 from corom.runtime.cpus import int8_saturates
 from corom.runtime.errors import InputError, ParityError, UnavailableError
 from corom.runtime.golden import GOLDEN_NAME, Golden, load_golden, save_golden
-from corom.runtime.manifest import Precision
+from corom.runtime.manifest import Precision, save_manifest
 
 Corom = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -125,6 +127,43 @@ def test_64_threads_for_a_minute_stay_within_the_bound_in_flat_memory(
             answered = sum(threads.map(call, range(64), [until] * 64))
     assert answered > 5_000
     assert process.memory_info().rss - before < 24 * 2**20
+
+
+def test_tune_leaves_out_what_fails_its_proof_here_or_was_not_proven(
+    corom: Corom, ladder: Path, offline_environment: dict[str, str], tmp_path: Path
+) -> None:
+    bundle = tmp_path / "b"
+    shutil.copytree(ladder, bundle)
+    manifest = load_manifest(bundle)
+    variants = []
+    for variant in manifest.variants:
+        if variant.precision == "int8":
+            impossible = msgspec.structs.replace(variant.tolerance, cosine_min=0.9999999)
+            variant = msgspec.structs.replace(variant, tolerance=impossible)  # noqa: PLW2901
+        elif variant.precision == "fp32":
+            parity = {"onnxruntime": variant.parity["onnxruntime"]}
+            variant = msgspec.structs.replace(variant, parity=parity)  # noqa: PLW2901
+        variants.append(variant)
+    save_manifest(msgspec.structs.replace(manifest, variants=variants), bundle)
+    environment = offline_environment | {"COROM_CACHE": str(tmp_path / "cache")}
+    options = ["--min-cosine", "0.5", "--seconds", "0.001", "--cpus", "99"]
+    done = corom("tune", bundle, *options, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "left out: int8 by onnxruntime: " in done.stderr
+    assert "| fp32 onnxruntime |" in done.stdout
+    assert "| fp32 openvino |" not in done.stdout
+    assert "| int8 " not in done.stdout
+
+
+def test_what_was_measured_is_shown_even_if_it_cannot_be_written(
+    corom: Corom, ladder: Path, offline_environment: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    environment = offline_environment | {"COROM_CACHE": str(tmp_path / "file" / "cache")}
+    done = corom("tune", ladder, "--seconds", "0.001", "--min-cosine", "0.5", env=environment)
+    assert (done.returncode, "| fp32 onnxruntime |" in done.stdout) == (3, True), done.stderr
+    done = corom("bench", "throughput", ladder, "--count", "9", "-o", tmp_path / "file" / "x.json")
+    assert (done.returncode, "texts/s" in done.stdout) == (3, True), done.stderr
 
 
 def test_every_rung_verifies(corom: Corom, ladder: Path) -> None:

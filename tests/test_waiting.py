@@ -24,9 +24,9 @@ def request(lengths: list[int], asked: float = 0.0) -> Request:
 
 def fill(*requests: list[int]) -> tuple[Waiting, list[Request]]:
     """Return what waits of requests that were all made at once, and these."""
-    waiting, made = Waiting(BUDGET), [request(lengths) for lengths in requests]
+    waiting, made = Waiting(BUDGET, TOKEN_S), [request(lengths) for lengths in requests]
     for one in made:
-        waiting.add(one, TOKEN_S)
+        waiting.add(one)
     return waiting, made
 
 
@@ -72,13 +72,13 @@ def test_a_long_request_lets_short_ones_pass(lengths: list[int], singles: int) -
 def test_a_long_request_is_not_put_off_for_ever(texts: int, length: int) -> None:
     """Short ones that alone would keep the machine busy leave it the share that it was promised."""
     stretch = 5
-    waiting = Waiting(BUDGET)
+    waiting = Waiting(BUDGET, stretch)
     long = request([length] * texts)
-    waiting.add(long, stretch)
+    waiting.add(long)
     now = came = 0.0
     while long.rows:
         while came <= now:
-            waiting.add(request([4], came), stretch)
+            waiting.add(request([4], came))
             came += 4
         now += sum(map(len, waiting.next_batch().ids))
     assert now <= stretch * (length * texts + BUDGET) * stretch / (stretch - 1) + 2 * BUDGET
@@ -114,7 +114,7 @@ def test_few_texts_of_unlike_length_do_not_stand_in_line_once_for_each() -> None
     """They go in several batches, which are due before what comes long after."""
     waiting, (few, *_) = fill([5, 30, 20])
     for k in range(40):
-        waiting.add(request([10 + k], asked=0.1 + k), TOKEN_S)
+        waiting.add(request([10 + k], asked=0.1 + k))
     batches = 0
     while few.rows:
         waiting.next_batch()
@@ -132,6 +132,23 @@ def test_of_a_very_long_request_each_leg_is_due_in_its_turn() -> None:
         waiting.next_batch()
     assert sorted(dues) == pytest.approx([TOKEN_S * leg * k for k in range(1, 33)])
     assert not middling.rows
+
+
+def test_a_leg_is_due_at_the_pace_known_then() -> None:
+    """A guess of the pace, or one of before, must not let a long request go first for ever."""
+    waiting, (long,) = fill([32] * 400)
+    waiting.next_batch()
+    waiting.token_s = 10 * TOKEN_S  # the machine is slower than was thought
+    now, passed = 10.0, []
+    while long.rows:
+        single = request([4], now)
+        waiting.add(single)
+        batches = 0
+        while single.rows:
+            waiting.next_batch()
+            batches, now = batches + 1, now + BUDGET * TOKEN_S * 2
+        passed.append(batches)
+    assert max(passed) <= LEG + 2
 
 
 def test_a_budget_may_change() -> None:
