@@ -3,7 +3,6 @@
 Knows no queue and no encoder.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -38,12 +37,12 @@ class Answer(Future[Vectors]):
 class Usage:
     """What one call took, added up while it is answered; times in seconds.
 
-    ``queue_s``: the longest that one of its texts waited. ``inference_s``: from the beginning of
-    the first batch that its texts were in to the end of the last.
+    ``queue_s``: the longest that one of its texts waited. ``inference_s``: while batches with its
+    texts were executed; those that were at the same time count once.
     """
 
     __slots__ = (
-        "_began",
+        "_block",
         "inference_s",
         "queue_s",
         "texts",
@@ -55,7 +54,8 @@ class Usage:
     def __init__(self) -> None:
         self.texts = self.tokens = self.truncated = 0
         self.tokenization_s = self.queue_s = self.inference_s = 0.0
-        self._began = math.inf
+        self._block = (0.0, 0.0)
+        """When the batches that overlap with the last one began and ended."""
 
     def add_tokens(self, tokens: Tokens, seconds: float) -> None:
         """Count tokens that took this long to make."""
@@ -65,9 +65,14 @@ class Usage:
         self.tokenization_s += seconds
 
     def executed(self, began: float, ended: float) -> None:
-        """Note a batch with texts of this call; times of one clock."""
-        self._began = min(self._began, began)
-        self.inference_s = max(self.inference_s, ended - self._began)
+        """Note a batch with texts of this call, as batches end; times of one clock."""
+        first, last = self._block
+        if began < last:
+            self.inference_s += ended - last + max(0.0, first - began)
+            began = min(first, began)
+        else:
+            self.inference_s += ended - began
+        self._block = began, ended
 
 
 class Request:

@@ -1252,7 +1252,7 @@ def test_a_call_is_told_what_it_took(shared: Encoder, parity_texts: list[str]) -
     for usage in usages[:2]:
         assert 0 < usage.tokenization_s < seconds
         assert 0 < usage.queue_s < seconds
-        assert 0 < usage.inference_s <= counters.run_seconds
+        assert 0 < usage.inference_s < seconds
     assert counters.run_seconds < seconds
     assert counters.tokens_per_s is not None
     assert sum(counters.sizes) == sum(counters.token_sizes) == counters.batches

@@ -264,11 +264,23 @@ def test_a_text_that_is_too_long_is_told_in_the_servers_words() -> None:
     assert "truncate=True" not in refusal.message
 
 
-def test_inference_lasts_from_the_first_batch_to_the_end_of_the_last() -> None:
+@pytest.mark.parametrize(
+    ("batches", "seconds"),
+    [
+        ([], 0.0),
+        ([(10, 12)], 2.0),
+        ([(10, 12), (10.5, 12.5), (14, 15)], 3.5),
+        ([(2, 3), (1, 4)], 3.0),
+        ([(1, 2), (2, 3), (2.5, 4)], 3.0),
+    ],
+)
+def test_batches_executed_at_the_same_time_count_once(
+    batches: list[tuple[float, float]], seconds: float
+) -> None:
     usage = Usage()
-    for began, ended in ((10.0, 12.0), (10.5, 12.5), (14.0, 15.0)):
+    for began, ended in batches:
         usage.executed(began, ended)
-    assert usage.inference_s == 5.0
+    assert usage.inference_s == seconds
 
 
 def test_whose_path_it_is() -> None:
