@@ -42,7 +42,7 @@ class Usage:
     """
 
     __slots__ = (
-        "_block",
+        "_blocks",
         "inference_s",
         "queue_s",
         "texts",
@@ -54,8 +54,8 @@ class Usage:
     def __init__(self) -> None:
         self.texts = self.tokens = self.truncated = 0
         self.tokenization_s = self.queue_s = self.inference_s = 0.0
-        self._block = (0.0, 0.0)
-        """When the batches that overlap with the last one began and ended."""
+        self._blocks: list[tuple[float, float]] = []
+        """When at least one batch was executed, in order."""
 
     def add_tokens(self, tokens: Tokens, seconds: float) -> None:
         """Count tokens that took this long to make."""
@@ -66,13 +66,12 @@ class Usage:
 
     def executed(self, began: float, ended: float) -> None:
         """Note a batch with texts of this call, as batches end; times of one clock."""
-        first, last = self._block
-        if began < last:
-            self.inference_s += ended - last + max(0.0, first - began)
-            began = min(first, began)
-        else:
-            self.inference_s += ended - began
-        self._block = began, ended
+        while self._blocks and self._blocks[-1][1] > began:
+            first, last = self._blocks.pop()
+            self.inference_s -= last - first
+            began, ended = min(began, first), max(ended, last)
+        self._blocks.append((began, ended))
+        self.inference_s += ended - began
 
 
 class Request:

@@ -272,6 +272,8 @@ def test_a_text_that_is_too_long_is_told_in_the_servers_words() -> None:
         ([(10, 12), (10.5, 12.5), (14, 15)], 3.5),
         ([(2, 3), (1, 4)], 3.0),
         ([(1, 2), (2, 3), (2.5, 4)], 3.0),
+        ([(0, 3), (4, 5), (1, 6)], 6.0),
+        ([(0, 1), (2, 3), (4, 5), (2.5, 6)], 5.0),
     ],
 )
 def test_batches_executed_at_the_same_time_count_once(
