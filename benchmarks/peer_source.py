@@ -1,5 +1,6 @@
 """SOURCE of `corom bench peers`: the checkpoint that all get, its reference vectors, its bundle."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -73,6 +74,9 @@ def peer_bundle(
     A rung that fails parity is told on stderr; the others are compared. Raises ``CoromError`` with
     the exporter's own words if it fails.
     """
+    shutil.rmtree(
+        bundle, ignore_errors=True
+    )  # what an earlier run made must not pass for this one's
     # corom's main reads the command line, so nothing has to be on the PATH.
     program = "from corom.runtime.cli import main; main()"
     command = [sys.executable, "-c", program, "export", str(checkpoint.folder), "-o", str(bundle)]
