@@ -64,9 +64,11 @@ def choose(folder: Path, manifest: Manifest, asked: Asked) -> Choice:
     if left_open and device == "cpu" and tuned != "off":
         winner = find_winner(folder, manifest, tuned)
     if winner is not None:
-        cannot = partial(why_not_auto, folder, manifest, winner.precision, engine_cache)
-        if reason := cannot(winner.backend, device):
-            logger.warning("%s by %s, as tuned: %s", winner.precision, winner.backend, reason)
+        unproven = why_not_auto(
+            folder, manifest, winner.precision, engine_cache, winner.backend, device
+        )
+        if unproven is not None:
+            logger.warning("%s by %s, as tuned: %s", winner.precision, winner.backend, unproven)
             winner = None
     if winner is not None:
         name, precision = winner.backend, winner.precision

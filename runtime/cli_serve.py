@@ -166,9 +166,9 @@ def serve(
     _refuse_if_missing(PACKAGES, "serve", "corom serve")
     if options["otlp_endpoint"] is not None:
         _refuse_if_missing(TRACING_PACKAGES, "otlp", "--otlp-endpoint")
+        _check_endpoint(options["otlp_endpoint"])
     if options["default_prompt"] is not None and options["default_prompt_name"] is not None:
         raise click.UsageError("--default-prompt and --default-prompt-name exclude each other.")
-    _check_endpoint(options["otlp_endpoint"])
     load_manifest(bundle)  # what is no bundle is said at once
     serving = {field.name: options.pop(field.name) for field in FIELDS if field.name in options}
     settings = Settings(
@@ -188,10 +188,11 @@ def _keys(api_key: str | None, file: Path | None) -> tuple[str, ...]:
             lines = file.read_text("utf-8-sig").splitlines()
         except UnicodeDecodeError:
             raise InputError(f"--api-key-file '{file}' is not UTF-8. One key a line.") from None
-        found = [(f"'{file}', line {k}", line.strip()) for k, line in enumerate(lines, 1)]
-        if not any(key for _, key in found):
+        numbered = enumerate(map(str.strip, lines), 1)
+        found = [(f"'{file}', line {number}", key) for number, key in numbered if key]
+        if not found:
             raise InputError(f"--api-key-file '{file}' holds no key.")
-        keys += [(place, key) for place, key in found if key]
+        keys += found
     for place, key in keys:
         if not key.isascii() or not key.isprintable() or " " in key or not key:
             raise InputError(
@@ -201,9 +202,7 @@ def _keys(api_key: str | None, file: Path | None) -> tuple[str, ...]:
     return tuple(key for _, key in keys)
 
 
-def _check_endpoint(endpoint: str | None) -> None:
-    if endpoint is None:
-        return
+def _check_endpoint(endpoint: str) -> None:
     parts = urlsplit(endpoint)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise InputError(

@@ -118,7 +118,6 @@ class Request:
         """On ``time.monotonic``, as ``asked`` is."""
         self.due = self.asked
         """When its next texts should be done; only their order depends on it."""
-        """How much later that is for each of its tokens."""
         self.patience_s = float("inf")
         """How long it waits before it is given up."""
         self.dropped = False

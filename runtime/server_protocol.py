@@ -124,7 +124,7 @@ class Connection(HttpToolsProtocol):
         before = self._header_bytes
         self._header_bytes += len(data)
         new = before == 0 and self in self.others.unfinished
-        if new and data.find(b"\r\n\r\n", 0, len(data)) > HEADER_BYTES:
+        if new and data.find(b"\r\n\r\n") > HEADER_BYTES:
             self._refuse_headers()
             return
         super().data_received(data)

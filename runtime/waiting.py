@@ -61,8 +61,12 @@ class Waiting:
         return bool(self._requests)
 
     def add(self, request: Request) -> None:
-        """Let a request wait."""
-        self._put(request)
+        """Put a request where the leg is due that its next texts belong to."""
+        served = request.all_tokens - sum(len(request.tokens.ids[row]) for row in request.rows)
+        leg = LEG * self.batch_tokens
+        due_tokens = min(request.all_tokens, (served // leg + 1) * leg)
+        request.due = request.asked + self.token_s * due_tokens
+        insort(self._requests, request, key=attrgetter("due"))
 
     def all(self) -> list[Request]:
         """Return every request."""
@@ -121,12 +125,4 @@ class Waiting:
         for request, rows in served.items():
             request.rows = [row for row in request.rows if row not in rows]
             if request.rows:
-                self._put(request)
-
-    def _put(self, request: Request) -> None:
-        """Put a request where the leg is due that its next texts belong to."""
-        served = request.all_tokens - sum(len(request.tokens.ids[row]) for row in request.rows)
-        leg = LEG * self.batch_tokens
-        due_tokens = min(request.all_tokens, (served // leg + 1) * leg)
-        request.due = request.asked + self.token_s * due_tokens
-        insort(self._requests, request, key=attrgetter("due"))
+                self.add(request)

@@ -26,8 +26,12 @@ def occupied(url: str) -> Iterator[None]:
     )
     with socket.create_connection((split.hostname, split.port)) as connection:
         connection.sendall(head.encode() + BODY)
-        until(lambda: metric(url, "corom_running_texts") > 0)
+        until_busy(url)
         yield
+
+
+def until_busy(url: str) -> None:
+    until(lambda: metric(url, "corom_running_texts") > 0)
 
 
 def metric(url: str, name: str) -> float:

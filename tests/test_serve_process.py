@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import psutil
 import pytest
-from occupied import ROOM, TEXTS, metric, occupied, until
+from occupied import ROOM, TEXTS, metric, occupied, until, until_busy
 
 from corom.runtime import Encoder
 
@@ -49,10 +49,6 @@ def ask(url: str, body: object = None) -> tuple[int, Any, dict[str, str]]:
 
 def vectors_of(content: bytes) -> np.ndarray:
     return np.array(json.loads(content), np.float32)
-
-
-def until_busy(url: str) -> None:
-    until(lambda: metric(url, "corom_running_texts") > 0)
 
 
 class Running:
