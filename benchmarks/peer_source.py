@@ -74,9 +74,8 @@ def peer_bundle(
     A rung that fails parity is told on stderr; the others are compared. Raises ``CoromError`` with
     the exporter's own words if it fails.
     """
-    shutil.rmtree(
-        bundle, ignore_errors=True
-    )  # what an earlier run made must not pass for this one's
+    # What an earlier run made must not pass for this one's.
+    shutil.rmtree(bundle, ignore_errors=True)
     # corom's main reads the command line, so nothing has to be on the PATH.
     program = "from corom.runtime.cli import main; main()"
     command = [sys.executable, "-c", program, "export", str(checkpoint.folder), "-o", str(bundle)]
