@@ -1,11 +1,37 @@
-"""The package's page: README.md, its links into the repository as the names of files there."""
+"""What pyproject.toml cannot say: the package's page, and the kernels of backend "native"."""
 
+import platform
 import re
+import sys
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
 
 README = Path(__file__).with_name("README.md").read_text("utf-8")
 PAGE = re.sub(r"\[([^\]]+)\]\((?!https?:)([^)\s]+)\)", r"\1 (`\2`)", README)
+"""README.md, its links into the repository as the names of files there."""
 
-setup(long_description=PAGE, long_description_content_type="text/markdown")
+KERNELS = Path("runtime/native")
+NATIVE = Extension(
+    "corom.runtime._native",
+    sources=[str(KERNELS / "encoder.cpp")],
+    depends=[str(path) for path in sorted(KERNELS.glob("*.h"))],
+    language="c++",
+    extra_compile_args=[
+        "-std=c++20", "-O3", "-pthread", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq",
+        "-mavx512vl", "-mavx512vnni", "-mprefer-vector-width=512", "-fno-math-errno",
+        # GCC 12 says so of its own headers.
+        "-Wno-uninitialized", "-Wno-maybe-uninitialized",
+    ],
+    extra_link_args=["-pthread"],
+    py_limited_api=True,  # it does not call Python at all: ctypes opens it
+    optional=True,  # without a compiler everything else works, and the backend says why it is not
+)  # fmt: skip
+HERE = sys.platform == "linux" and platform.machine() == "x86_64"
+
+setup(
+    long_description=PAGE,
+    long_description_content_type="text/markdown",
+    ext_modules=[NATIVE] if HERE else [],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if HERE else {},
+)

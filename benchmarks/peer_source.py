@@ -10,12 +10,12 @@ import click
 import msgspec
 
 from corom.export.checkpoint import Checkpoint, load_checkpoint
-from corom.export.per_token_graph import fits_groups
 from corom.export.recipe import Recipe
 from corom.export.reference import Reference, reference_token_ids
+from corom.export.rungs import require_rungs
 from corom.export.sources import ResolvedSource, resolve_source
 from corom.runtime.errors import CoromError, InputError, ParityError, UnavailableError
-from corom.runtime.manifest import MANIFEST_NAME, Manifest, Pooling, load_manifest
+from corom.runtime.manifest import MANIFEST_NAME, Manifest, Pooling, Precision, load_manifest
 from corom.runtime.vectors import Vectors
 
 from .gpu_models import SHAPES, random_checkpoint
@@ -52,18 +52,16 @@ def token_ids(checkpoint: Checkpoint, texts: list[str], max_length: int) -> list
 
 def default_precisions(checkpoint: Checkpoint) -> tuple[str, ...]:
     """Return the precisions that this CPU executes of this model."""
-    from corom.runtime.backend_openvino import open_core, require_precision
 
-    def here(precision: str) -> bool:
-        if precision == "int8-per-token" and not fits_groups(checkpoint.config):
-            return False
+    def here(precision: Precision) -> bool:
         try:
-            require_precision(open_core(), precision)
-        except UnavailableError:
+            require_rungs([precision], checkpoint.config)
+        except (InputError, UnavailableError):
             return False
         return True
 
-    return tuple(p for p in ("fp32", "bf16", "int8-per-token", "int8") if here(p))
+    ladder: tuple[Precision, ...] = ("fp32", "bf16", "int8-per-token", "int8")
+    return tuple(precision for precision in ladder if here(precision))
 
 
 def peer_bundle(

@@ -12,7 +12,7 @@ from corom.runtime import DynamicBatcher, Encoder
 from .load import closed_loop_callers
 from .peer_worker import Opened, serve
 
-PACKAGES = {"onnxruntime": ["onnxruntime"], "openvino": ["openvino"]}
+PACKAGES = {"onnxruntime": ["onnxruntime"], "openvino": ["openvino"], "native": []}
 
 
 class Rung:

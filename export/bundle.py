@@ -40,7 +40,6 @@ from .parity import (
     read_texts,
     reference_golden,
 )
-from .per_token_graph import require_groups
 from .precision import ENGINE_GRAPH
 from .profiles import chosen_profiles, profile_code
 from .readme import bundle_readme
@@ -90,8 +89,7 @@ def export_bundle(
         resolved = resolve_source(source, revision=revision, offline=offline)
         recipe = _overridden(resolved.recipe or Recipe(source=source), overrides)
         checkpoint = load_checkpoint(resolved, recipe)
-        if "int8-per-token" in precisions:
-            require_groups(checkpoint.config)
+        require_rungs(precisions, checkpoint.config)
         (staging / "tokenizer.json").write_bytes(checkpoint.tokenizer_json)
         say("Computing the torch reference")
         reference = Reference(checkpoint)

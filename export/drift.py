@@ -42,8 +42,11 @@ def layer_drifts(
 ) -> list[LayerDrift]:
     """Return the drift of each layer of an ONNX graph on one text, from the embeddings up.
 
-    Empty if the graph's layers cannot be told apart (not one LayerNormalization for each).
+    Empty if the graph's layers cannot be told apart (not one LayerNormalization for each), and for
+    a backend that executes no graph.
     """
+    if backend == "native":
+        return []
     ids = np.array([token_ids], np.int64)
     names, model = _normalizations(graph)
     feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}

@@ -42,6 +42,16 @@ def export_per_token_graph(folder: Path) -> None:
     save_graph(model, folder / PER_TOKEN_GRAPH)
 
 
+def int8_codes(
+    weight: npt.NDArray[np.float32], axis: int
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """Return int8 codes and one scale for each index of ``axis``; codes · scales is the weight."""
+    largest = np.abs(weight).max(1 - axis, keepdims=True)
+    scales = np.maximum(largest, np.finfo(np.float32).tiny) / np.float32(127)
+    codes = np.round(weight / scales).clip(-127, 127).astype(np.int8)
+    return codes, scales.reshape(-1)
+
+
 def fits_groups(config: EncoderConfig) -> bool:
     """Say whether a model's layers can be cut into groups of ``TOKEN_GROUP`` values."""
     return config.hidden % TOKEN_GROUP == config.intermediate % TOKEN_GROUP == 0
@@ -65,18 +75,8 @@ def _dequantized(
 ) -> onnx.NodeProto:
     """Put the 8-bit form of a matrix among the constants; return the node that gives its values."""
     weight = numpy_helper.to_array(tensor)
-    codes, scales = _codes(weight, axis)
+    codes, scales = int8_codes(weight, axis)
     names = [f"{tensor.name}.codes", f"{tensor.name}.scales"]
     constants[names[0]] = numpy_helper.from_array(codes, names[0])
     constants[names[1]] = numpy_helper.from_array(scales, names[1])
     return helper.make_node("DequantizeLinear", names, [tensor.name], axis=axis)
-
-
-def _codes(
-    weight: npt.NDArray[np.float32], axis: int
-) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """Return int8 codes and one scale for each index of ``axis``; codes · scales is the weight."""
-    largest = np.abs(weight).max(1 - axis, keepdims=True)
-    scales = np.maximum(largest, np.finfo(np.float32).tiny) / np.float32(127)
-    codes = np.round(weight / scales).clip(-127, 127).astype(np.int8)
-    return codes, scales.reshape(-1)

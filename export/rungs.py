@@ -12,11 +12,15 @@ from corom.runtime.backend_openvino import open_core, require_precision
 from corom.runtime.errors import ParityError
 from corom.runtime.golden import Golden
 from corom.runtime.manifest import Precision, Variant
+from corom.runtime.native_library import native_is_here
+from corom.runtime.native_weights import NATIVE_NAME
 
 from .checkpoint import Checkpoint
+from .config import EncoderConfig
 from .encoder import TorchEncoder
+from .native_encoder import export_native_weights, fits_native
 from .parity import NOTHING_PUBLISHED, pass_gate
-from .per_token_graph import PER_TOKEN_GRAPH, export_per_token_graph
+from .per_token_graph import PER_TOKEN_GRAPH, export_per_token_graph, require_groups
 from .precision import HALF_GRAPH, export_half_graphs
 from .quantized_graph import FP32_GRAPH, INT8_GRAPH, export_int8_graph
 from .recipe import Recipe
@@ -40,15 +44,27 @@ class Ladder(NamedTuple):
     failures: list[str]
 
 
-def proving_backends(precision: Precision) -> list[str]:
-    """Return the CPU backends installed here that execute a precision."""
-    installed = ["onnxruntime", *(["openvino"] if find_spec("openvino") else [])]
-    return [name for name in installed if precision in EXECUTES[name]]
+def proving_backends(staging: Path, precision: Precision) -> list[str]:
+    """Return the CPU backends that execute a precision of a bundle here."""
+    here = {
+        "onnxruntime": True,
+        "openvino": find_spec("openvino") is not None,
+        "native": (staging / NATIVE_NAME).exists() and native_is_here(),
+    }
+    return [name for name, is_here in here.items() if is_here and precision in EXECUTES[name]]
 
 
-def require_rungs(precisions: Sequence[Precision]) -> None:
-    """Raise ``UnavailableError`` if nothing here executes one of the precisions."""
+def require_rungs(precisions: Sequence[Precision], config: EncoderConfig | None = None) -> None:
+    """Raise ``UnavailableError`` if nothing here executes one of the precisions.
+
+    With the ``config`` of a model also ``InputError`` for one that cannot have that precision.
+    """
     for precision in precisions:
+        if precision == "int8-per-token":
+            if config is not None:
+                require_groups(config)
+            if native_is_here() and (config is None or fits_native(config)):
+                continue
         if precision not in EXECUTES["onnxruntime"]:
             require_precision(open_core(), precision)
 
@@ -88,6 +104,8 @@ def make_rungs(
             made.append("fp16")
     if "int8-per-token" in wanted:
         export_per_token_graph(staging)
+        if fits_native(checkpoint.config):
+            export_native_weights(staging / NATIVE_NAME, encoder)
         made.append("int8-per-token")
     if "int8" in wanted:
         say(f"Choosing the scales of int8 on {len(calibration)} texts")
@@ -110,7 +128,7 @@ def prove_variants(
     passed, failures = [], []
     for variant in variants:
         parity = {}
-        for backend in proving_backends(variant.precision):
+        for backend in proving_backends(staging, variant.precision):
             try:
                 parity[backend] = pass_gate(staging, variant, golden, reference, backend)
             except ParityError as error:
@@ -121,4 +139,6 @@ def prove_variants(
             passed.append(msgspec.structs.replace(variant, parity=parity))
     for file in {v.file for v in variants} - {v.file for v in passed}:
         (staging / file).unlink()
+    if not any("native" in v.parity for v in passed) and native_is_here():
+        (staging / NATIVE_NAME).unlink(missing_ok=True)
     return Ladder(tuple(passed), failures)

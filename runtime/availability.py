@@ -9,6 +9,7 @@ from .engine_cache import EngineCache, cached_sidecar, shipped_engines
 from .errors import CoromError
 from .gpu_machine import this_machine
 from .manifest import Manifest
+from .native_weights import weights_entry
 
 
 def why_not(
@@ -26,6 +27,8 @@ def why_not(
     if precision != "auto" and precision not in EXECUTES[backend]:
         return f"it does not execute {precision}"
     if device == "cpu":
+        if backend == "native":
+            return _message(lambda: _require_native(manifest))
         return _why_not_openvino(precision) if backend == "openvino" else None
     machine = this_machine()
     missing = list(machine.missing)
@@ -77,6 +80,13 @@ def _why_not_openvino(precision: str) -> str | None:
     from .backend_openvino import open_core, require_precision
 
     return _message(lambda: require_precision(open_core(), precision))
+
+
+def _require_native(manifest: Manifest) -> None:
+    from .native_library import require_native
+
+    require_native()
+    weights_entry(manifest)
 
 
 def _installed(module: str) -> bool:

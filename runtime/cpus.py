@@ -28,7 +28,7 @@ VNNI = {"avx512_vnni", "avx_vnni"}
 
 def has_vnni(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Say whether this x86 processor sums 8-bit products in 32 bits by one instruction."""
-    return bool(_flags(cpuinfo) & VNNI)
+    return bool(cpu_flags(cpuinfo) & VNNI)
 
 
 def int8_saturates(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
@@ -36,11 +36,11 @@ def int8_saturates(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
     False where it cannot be told.
     """
-    flags = _flags(cpuinfo)
+    flags = cpu_flags(cpuinfo)
     return bool(flags) and not flags & VNNI
 
 
-def _flags(cpuinfo: Path) -> set[str]:
+def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
     """Return what an x86 processor says it can do; empty where it cannot be told."""
     flags = (set(line.split()) for line in _lines(cpuinfo) if line.startswith("flags"))
     return next(flags, set())

@@ -39,7 +39,8 @@ def test_there_are_no_sub_packages() -> None:
     """One that is not listed in pyproject.toml would silently be left out of the wheel."""
     for half in HALVES:
         folders = [p.name for p in (ROOT / half).iterdir() if p.is_dir()]
-        assert set(folders) <= {"__pycache__", "results"}, half
+        assert set(folders) <= {"__pycache__", "results", "native"}, half
+    assert not list((ROOT / "runtime" / "native").glob("*.py"))
 
 
 @pytest.mark.parametrize("path", RUNTIME, ids=identify)

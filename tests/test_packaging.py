@@ -1,5 +1,6 @@
 """The package: what the wheel holds, what importing loads, what the base install can do."""
 
+import platform
 import re
 import shutil
 import subprocess
@@ -80,18 +81,24 @@ def test_all_is_sorted_and_complete(name: str) -> None:
 
 # --- The wheel
 
+COMPILED = (
+    sys.platform == "linux" and platform.machine() == "x86_64" and shutil.which("g++") is not None
+)
+"""Whether the kernels of backend native can be compiled here."""
+
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built from a copy, so that nothing is left in the working tree."""
     source = tmp_path_factory.mktemp("source")
-    ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
+    ignore = shutil.ignore_patterns("__pycache__", "*.pyc", "*.so")
     for half in HALVES:
         shutil.copytree(ROOT / half, source / half, ignore=ignore)
     shutil.copytree(ROOT / "tests", source / "tests", ignore=ignore)
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    command = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir"]
+    # As users get it: the source archive first, the wheel from what that holds.
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir"]
     done = subprocess.run(
         [*command, str(source / "dist"), str(source)], capture_output=True, text=True, check=False
     )
@@ -109,6 +116,8 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
         for path in (ROOT / half).iterdir()
         if path.suffix in {".py", ".toml", ".txt"} or path.name == "py.typed"
     }
+    if COMPILED:
+        expected.add("corom/runtime/_native.abi3.so")
     assert names == expected
     for must in (
         "corom/export/parity_texts.txt",
@@ -120,6 +129,11 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
     ):
         assert must in names
     assert "corom/__init__.py" not in names
+
+
+@pytest.mark.skipif(not COMPILED, reason="run it on Linux on x86-64 with g++")
+def test_the_wheel_is_for_this_platform_and_every_python_from_3_11_on(wheel: Path) -> None:
+    assert wheel.name.endswith("-cp311-abi3-linux_x86_64.whl")
 
 
 def test_the_wheel_names_its_licence_script_and_extras(wheel: Path) -> None:

@@ -131,6 +131,7 @@ def test_without_vnni_it_is_refused_and_nothing_is_made(
     tiny_checkpoint: Path, parity_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("corom.runtime.backend_openvino.has_vnni", lambda: False)
+    monkeypatch.setattr("corom.runtime.native_library.cpu_flags", set)
     with pytest.raises(UnavailableError, match=r"has no VNNI, .* Take fp32 or int8"):
         export(tiny_checkpoint, tmp_path / "b", parity_file)
     assert not (tmp_path / "b").exists()

@@ -1,0 +1,52 @@
+"""native: corom's own kernels for int8-per-token, on CPUs with AVX-512 and VNNI.
+
+Every token is quantized as it comes and nothing is padded, so a text's vector is the same, bit for
+bit, alone and in any batch, by one thread and by many; a length never seen before costs nothing.
+"""
+
+from pathlib import Path
+from queue import SimpleQueue
+
+from .batching import Batch
+from .errors import BundleError
+from .manifest import Pooling
+from .native_library import NativeModel, NativeRunner
+from .native_weights import load_native_weights
+from .vectors import Vectors
+
+
+class NativeBackend:
+    """One model in memory, and a runner for each of ``workers`` executions at once.
+
+    Raises ``UnavailableError`` without the kernels or on a CPU that lacks what they need.
+    """
+
+    # Fewer rows than others want: there is no padding to save, and what they write stays in the
+    # level-2 cache; benchmarks/README.md.
+    batch_tokens = 192
+
+    def __init__(
+        self, weights: Path, dimension: int, pooling: Pooling, threads: int, workers: int = 1
+    ) -> None:
+        model = NativeModel(load_native_weights(weights), mean_pooled=pooling == "mean")
+        if model.dimension != dimension:
+            raise BundleError(
+                f"'{weights}' gives vectors of {model.dimension} values, the manifest says "
+                f"{dimension}. Export the bundle again."
+            )
+        self._idle: SimpleQueue[NativeRunner] = SimpleQueue()
+        for _ in range(workers):
+            self._idle.put(NativeRunner(model, threads))
+
+    def run(self, batch: Batch) -> Vectors:
+        """Return the un-normalized vectors of a batch, (B, H); waits for a runner that is idle."""
+        idle = self._idle
+        runner = idle.get()
+        try:
+            return runner.run(batch.input_ids, batch.lengths)
+        finally:
+            idle.put(runner)
+
+    def close(self) -> None:
+        """Drop the runners; those that execute are freed when they are done."""
+        del self._idle

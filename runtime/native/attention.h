@@ -1,0 +1,144 @@
+// One head of one text, in fp32. No mask: a text has no padding here.
+#pragma once
+
+#include <immintrin.h>
+
+#include "buffer.h"
+#include "codes.h"
+#include "math.h"
+
+namespace corom {
+
+constexpr int HEAD = 64;  // values of a head, as many as a group
+
+inline int padded(int tokens) { return (tokens + 15) / 16 * 16; }
+
+// What a thread needs to attend to texts of up to `tokens` tokens.
+struct AttentionSpace {
+  Buffer<float> keys;    // (HEAD, padded tokens)
+  Buffer<float> scores;  // (rows, padded tokens)
+  Buffer<float> mixed;   // (rows, HEAD)
+
+  void reserve(int tokens) {
+    keys.reserve(std::size_t(HEAD) * padded(tokens));
+    scores.reserve(std::size_t(tokens) * padded(tokens));
+    mixed.reserve(std::size_t(tokens) * HEAD);
+  }
+};
+
+template <int ROWS, int VECTORS>
+[[gnu::always_inline]] inline void dense_tile(const float* left, int left_step, const float* right,
+                                              int right_step, int inner, float* out, int out_step) {
+  __m512 sums[ROWS][VECTORS];
+#pragma GCC unroll 8
+  for (int r = 0; r < ROWS; r++) {
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; v++) sums[r][v] = _mm512_setzero_ps();
+  }
+  for (int k = 0; k < inner; k++) {
+    __m512 values[VECTORS];
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; v++) {
+      values[v] = _mm512_loadu_ps(right + std::size_t(k) * right_step + 16 * v);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; r++) {
+      const __m512 factor = _mm512_set1_ps(left[std::size_t(r) * left_step + k]);
+#pragma GCC unroll 4
+      for (int v = 0; v < VECTORS; v++) sums[r][v] = _mm512_fmadd_ps(factor, values[v], sums[r][v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < ROWS; r++) {
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; v++) {
+      _mm512_storeu_ps(out + std::size_t(r) * out_step + 16 * v, sums[r][v]);
+    }
+  }
+}
+
+// out (rows, 16 · VECTORS) = left (rows, inner) · right (inner, 16 · VECTORS)
+template <int VECTORS>
+void dense(const float* left, int left_step, int rows, const float* right, int right_step,
+           int inner, float* out, int out_step) {
+  int r = 0;
+  for (; r + 6 <= rows; r += 6) {
+    dense_tile<6, VECTORS>(left + std::size_t(r) * left_step, left_step, right, right_step, inner,
+                           out + std::size_t(r) * out_step, out_step);
+  }
+  for (; r < rows; r++) {
+    dense_tile<1, VECTORS>(left + std::size_t(r) * left_step, left_step, right, right_step, inner,
+                           out + std::size_t(r) * out_step, out_step);
+  }
+}
+
+inline void softmax(float* scores, int tokens) {
+  const int width = padded(tokens);
+  const __mmask16 last = __mmask16(0xffff >> (width - tokens));
+  const auto kept = [&](int token) { return token + 16 < width ? __mmask16(0xffff) : last; };
+  __m512 largest = _mm512_set1_ps(-3e38f);
+  for (int t = 0; t < width; t += 16) {
+    largest = _mm512_mask_max_ps(largest, kept(t), largest, _mm512_loadu_ps(scores + t));
+  }
+  const __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(largest));
+  __m512 sum = _mm512_setzero_ps();
+  for (int t = 0; t < width; t += 16) {
+    const __m512 raw = exponential(_mm512_sub_ps(_mm512_loadu_ps(scores + t), top));
+    const __m512 weight = _mm512_maskz_mov_ps(kept(t), raw);
+    sum = _mm512_add_ps(sum, weight);
+    _mm512_storeu_ps(scores + t, weight);
+  }
+  const __m512 share = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(sum));
+  for (int t = 0; t < width; t += 16) {
+    _mm512_storeu_ps(scores + t, _mm512_mul_ps(_mm512_loadu_ps(scores + t), share));
+  }
+}
+
+// `keys` (tokens, HEAD) as (HEAD, padded tokens), zeros behind the last token.
+inline void transpose_keys(const float* keys, int step, int tokens, float* out) {
+  const int width = padded(tokens);
+  for (int t = 0; t < width; t += 16) {
+    for (int d = 0; d < HEAD; d += 16) {
+      __m512 block[16];
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; i++) {
+        block[i] = t + i < tokens ? _mm512_loadu_ps(keys + std::size_t(t + i) * step + d)
+                                  : _mm512_setzero_ps();
+      }
+      transpose(block);
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; i++) _mm512_storeu_ps(out + std::size_t(d + i) * width + t, block[i]);
+    }
+  }
+}
+
+// Attend with `rows` queries to the `tokens` of a text, and write what is gathered as rows
+// `first_row` … of `into`, group `head`. The queries carry the scale of the scores already.
+inline void attend(const float* queries, int query_step, int rows, const float* keys,
+                   const float* values, int step, int tokens, AttentionSpace& space,
+                   CodedRows& into, int first_row, int head) {
+  const int width = padded(tokens);
+  float* scores = space.scores.at(0);
+  transpose_keys(keys, step, tokens, space.keys.at(0));
+  int t = 0;
+  for (; t + 64 <= width; t += 64) {
+    dense<4>(queries, query_step, rows, space.keys.at(t), width, HEAD, scores + t, width);
+  }
+  for (; t + 32 <= width; t += 32) {
+    dense<2>(queries, query_step, rows, space.keys.at(t), width, HEAD, scores + t, width);
+  }
+  for (; t < width; t += 16) {
+    dense<1>(queries, query_step, rows, space.keys.at(t), width, HEAD, scores + t, width);
+  }
+  for (int r = 0; r < rows; r++) softmax(scores + std::size_t(r) * width, tokens);
+  dense<4>(scores, width, rows, values, step, tokens, space.mixed.at(0), HEAD);
+  for (int r = 0; r < rows; r++) {
+    __m512 mixed[4];
+    for (int i = 0; i < 4; i++) {
+      mixed[i] = _mm512_loadu_ps(space.mixed.at(std::size_t(r) * HEAD + 16 * i));
+    }
+    encode(mixed, into, first_row + r, head);
+  }
+}
+
+}  // namespace corom

@@ -1,0 +1,95 @@
+// Threads that do one piece of work together, step by step.
+#pragma once
+
+#include <immintrin.h>
+#include <sched.h>
+
+#include <atomic>
+#include <functional>
+#include <thread>
+#include <vector>
+
+namespace corom {
+
+class Team {
+ public:
+  explicit Team(int size) : size_(size) {
+    try {
+      for (int member = 1; member < size; member++) {
+        helpers_.emplace_back([this, member] { help(member); });
+      }
+    } catch (...) {  // no more threads
+      dismiss();
+      throw;
+    }
+  }
+  Team(const Team&) = delete;
+  Team& operator=(const Team&) = delete;
+  ~Team() { dismiss(); }
+
+  int size() const { return size_; }
+
+  // Let every member execute `work(member)`, the caller as member 0; back when all are done.
+  void run(const std::function<void(int)>& work) {
+    work_ = &work;
+    begin();
+    work(0);
+    meet();
+  }
+
+  // Wait until every member is here. Spins, as steps are shorter than falling asleep; gives way
+  // to others if a member is late, which has lost its CPU then.
+  void meet() {
+    if (size_ == 1) return;
+    const unsigned meeting = meetings_.load(std::memory_order_acquire);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
+      arrived_.store(0, std::memory_order_relaxed);
+      meetings_.store(meeting + 1, std::memory_order_release);
+      return;
+    }
+    for (int turn = 0; meetings_.load(std::memory_order_acquire) == meeting; turn++) {
+      if (turn < PATIENCE) _mm_pause();
+      else sched_yield();
+    }
+  }
+
+ private:
+  static constexpr int PATIENCE = 1000;
+
+  void dismiss() {
+    stopping_ = true;
+    begin();
+    for (std::thread& helper : helpers_) helper.join();
+  }
+
+  void begin() {
+    begun_.fetch_add(1, std::memory_order_release);
+    begun_.notify_all();
+  }
+
+  void help(int member) {
+    for (unsigned seen = 0;; seen++) {
+      begun_.wait(seen, std::memory_order_acquire);
+      if (stopping_) return;
+      (*work_)(member);
+      meet();
+    }
+  }
+
+  const int size_;
+  const std::function<void(int)>* work_ = nullptr;
+  bool stopping_ = false;
+  alignas(64) std::atomic<unsigned> begun_{0};
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<unsigned> meetings_{0};
+  std::vector<std::thread> helpers_;
+};
+
+// Part `member` of `members` of 0 … count.
+struct Share {
+  int begin, end;
+  Share(int count, int member, int members)
+      : begin(int(long(count) * member / members)), end(int(long(count) * (member + 1) / members)) {}
+};
+
+}  // namespace corom
