@@ -40,7 +40,7 @@ weights: $(EXPORTER)  ## Fetch the demo weights, checked by sha256, into the cac
 clean:  ## Remove the virtual environment and the demo bundle.
 	rm -rf $(VENV) bundles build *.egg-info
 
-$(EXPORTER): pyproject.toml constraints.txt
+$(EXPORTER): pyproject.toml setup.py constraints.txt $(wildcard runtime/native/*)
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) '.[export]'
 	touch $(EXPORTER)

@@ -18,12 +18,12 @@ NATIVE = Extension(
     depends=[str(path) for path in sorted(KERNELS.glob("*.h"))],
     language="c++",
     extra_compile_args=[
-        "-std=c++20", "-O3", "-pthread", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq",
+        "-std=c++20", "-O3", "-g0", "-pthread", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq",
         "-mavx512vl", "-mavx512vnni", "-mprefer-vector-width=512", "-fno-math-errno",
         # GCC 12 says so of its own headers.
         "-Wno-uninitialized", "-Wno-maybe-uninitialized",
     ],
-    extra_link_args=["-pthread"],
+    extra_link_args=["-pthread", "-static-libstdc++", "-static-libgcc"],
     py_limited_api=True,  # it does not call Python at all: ctypes opens it
     optional=True,  # without a compiler everything else works, and the backend says why it is not
 )  # fmt: skip

@@ -20,6 +20,10 @@ NEEDED = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni")
 """What the kernels are compiled for, as Linux names it."""
 _MODULE = "corom.runtime._native"
 _NO_MEMORY, _NOT_ENCODABLE = 1, 2
+_AGAIN = (
+    "Install one (Debian: apt install g++), then corom again, in a checkout of it: "
+    "pip install --force-reinstall --no-deps ."
+)
 
 
 def require_native() -> None:
@@ -33,9 +37,9 @@ def require_native() -> None:
     if find_spec(_MODULE) is None:
         raise UnavailableError(
             "this installation has no kernels for backend 'native': they are compiled when corom "
-            "is installed on Linux on x86-64 with a C++20 compiler. Install one (Debian: apt "
-            "install g++), then corom again: pip install --force-reinstall --no-cache-dir corom"
+            f"is installed on Linux on x86-64 with a C++20 compiler. {_AGAIN}"
         )
+    _library()
 
 
 def native_is_here() -> bool:
@@ -88,7 +92,10 @@ def _library() -> ctypes.CDLL:
     spec = find_spec(_MODULE)
     assert spec is not None
     assert spec.origin is not None
-    library = ctypes.CDLL(spec.origin)
+    try:
+        library = ctypes.CDLL(spec.origin)
+    except OSError as error:  # compiled for another C library
+        raise UnavailableError(f"backend 'native' cannot be loaded: {error}. {_AGAIN}") from None
     for name, result, arguments in (
         ("corom_model", c_void_p, [POINTER(_Model)]),
         ("corom_add_layer", c_int, [c_void_p, c_float, POINTER(_Layer)]),

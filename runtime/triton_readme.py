@@ -16,7 +16,7 @@ def repository_readme(serving: Serving, version: str) -> str:
         else f"answered with an error beyond {serving.max_length} tokens"
     )
     gpus = "--gpus all " if serving.device == "cuda" else ""
-    wheel, extra = f"corom-{version}-py3-none-any.whl", _extra(serving)
+    wheel, extra = f"corom-{version}-*.whl", _extra(serving)
     prompts = "".join(f"- prompt `{key}`: {text!r}\n" for key, text in manifest.prompts.items())
     return f"""# {name}: a model repository for NVIDIA Triton
 
@@ -39,7 +39,7 @@ corom's wheel (`python -m build --wheel` makes it, in a checkout of corom):
 docker build -t {name}-triton -f - . <<'DOCKERFILE'
 FROM {IMAGE}
 COPY {wheel} /tmp/
-RUN pip install --break-system-packages '/tmp/{wheel}{extra}' 'numpy<2'
+RUN pip install --break-system-packages "$(ls /tmp/{wheel}){extra}" 'numpy<2'
 DOCKERFILE
 ```
 

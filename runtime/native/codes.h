@@ -1,4 +1,5 @@
 // Rows of 8-bit codes: every GROUP values of a row share a scale, taken from those values alone.
+// A code is kept as code + OFFSET, because the instruction multiplies unsigned by signed.
 #pragma once
 
 #include <immintrin.h>
@@ -10,20 +11,17 @@
 namespace corom {
 
 constexpr int GROUP = 64;
-// Weights are kept as code + OFFSET, because the instruction multiplies unsigned by signed.
 constexpr int OFFSET = 128;
 
 struct CodedRows {
   int width = 0;
-  Buffer<std::int8_t> codes;         // (rows, width)
-  Buffer<float> scales;              // (rows, width / GROUP)
-  Buffer<std::int32_t> corrections;  // (rows, width / GROUP): -OFFSET · the sum of the codes
+  Buffer<std::uint8_t> codes;  // (rows, width)
+  Buffer<float> scales;        // (rows, width / GROUP)
 
   void reserve(int rows, int columns) {
     width = columns;
     codes.reserve(std::size_t(rows) * columns);
     scales.reserve(std::size_t(rows) * groups());
-    corrections.reserve(std::size_t(rows) * groups());
   }
   int groups() const { return width / GROUP; }
 };
@@ -36,16 +34,15 @@ inline void encode(const __m512 values[4], CodedRows& into, int row, int group) 
   const float limit = _mm512_reduce_max_ps(largest);
   const __m512 steps = _mm512_set1_ps(limit > 0 ? 127.0f / limit : 0.0f);
   const std::size_t place = std::size_t(row) * into.groups() + group;
-  std::int8_t* codes = into.codes.at(place * GROUP);
-  __m512i sum = _mm512_setzero_si512();
+  std::uint8_t* codes = into.codes.at(place * GROUP);
+  const __m128i offset = _mm_set1_epi8(char(OFFSET));
 #pragma GCC unroll 4
   for (int i = 0; i < 4; i++) {
     const __m512i code = _mm512_cvtps_epi32(_mm512_mul_ps(values[i], steps));
-    sum = _mm512_add_epi32(sum, code);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + 16 * i), _mm512_cvtepi32_epi8(code));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + 16 * i),
+                     _mm_xor_si128(_mm512_cvtepi32_epi8(code), offset));  // adds it, in 8 bits
   }
   *into.scales.at(place) = limit * (1.0f / 127);
-  *into.corrections.at(place) = -OFFSET * _mm512_reduce_add_epi32(sum);
 }
 
 }  // namespace corom
