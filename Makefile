@@ -24,6 +24,7 @@ test-all: $(INSTALLED) weights  ## Run the slow tests as well.
 lint: $(INSTALLED)  ## Check format, lint and types.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run -Werror runtime/native/*.h runtime/native/*.cpp
 	$(BIN)/mypy
 	$(BIN)/mypy docs/commands.py
 
@@ -38,7 +39,7 @@ weights: $(EXPORTER)  ## Fetch the demo weights, checked by sha256, into the cac
 	$(BIN)/python -m corom.export.sources demo
 
 clean:  ## Remove the virtual environment and the demo bundle.
-	rm -rf $(VENV) bundles build *.egg-info
+	rm -rf $(VENV) bundles build *.egg-info runtime/_native*.so
 
 $(EXPORTER): pyproject.toml setup.py constraints.txt $(wildcard runtime/native/*)
 	$(PYTHON) -m venv $(VENV)

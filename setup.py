@@ -3,6 +3,7 @@
 import platform
 import re
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -15,7 +16,7 @@ KERNELS = Path("runtime/native")
 NATIVE = Extension(
     "corom.runtime._native",
     sources=[str(KERNELS / "encoder.cpp")],
-    depends=[str(path) for path in sorted(KERNELS.glob("*.h"))],
+    depends=["setup.py", *(str(path) for path in sorted(KERNELS.glob("*.h")))],
     language="c++",
     extra_compile_args=[
         "-std=c++20", "-O3", "-g0", "-pthread", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq",
@@ -27,7 +28,11 @@ NATIVE = Extension(
     py_limited_api=True,  # it does not call Python at all: ctypes opens it
     optional=True,  # without a compiler everything else works, and the backend says why it is not
 )  # fmt: skip
-HERE = sys.platform == "linux" and platform.machine() == "x86_64"
+HERE = (
+    sys.platform == "linux"
+    and platform.machine() == "x86_64"
+    and not sysconfig.get_config_var("Py_GIL_DISABLED")  # such a Python has no stable interface
+)
 
 setup(
     long_description=PAGE,

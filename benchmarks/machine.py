@@ -16,7 +16,15 @@ PACKAGES = (
 
 
 HERE = Path(__file__).resolve().parent
-CODE = ("../runtime", "../export", "../models", "../pyproject.toml", ".", ":!results")
+CODE = (
+    "../runtime",
+    "../export",
+    "../models",
+    "../pyproject.toml",
+    "../setup.py",
+    ".",
+    ":!results",
+)
 """What figures depend on, from this folder; those that were written before do not count."""
 
 

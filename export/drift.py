@@ -75,7 +75,7 @@ def first_drift(drifts: list[LayerDrift], tolerance: Tolerance) -> str:
             return (
                 f"{drift.name} (cosine {drift.cosine_min:.6f}, max abs {drift.max_abs_error:.3g})"
             )
-    return "none of the layers alone" if drifts else "not known: the layers cannot be told apart"
+    return "none of the layers alone" if drifts else "not known: what executes does not tell"
 
 
 def _drift(

@@ -11,6 +11,7 @@ from torch import nn
 from corom.runtime.native_weights import (
     DEGREE,
     GROUP,
+    WIDEST,
     Linear,
     NativeWeights,
     save_native_weights,
@@ -21,8 +22,6 @@ from .config import EncoderConfig
 from .encoder import Attention, Layer, TorchEncoder
 from .per_token_graph import int8_codes
 
-WIDEST = 4096
-"""Hidden values that the kernels can normalize."""
 BUMP_END = 5.0
 """Where |x| is so large that an activation gives x, or 0: GELU's bump is 1e-6 there."""
 

@@ -17,7 +17,7 @@ def bundle_readme(manifest: Manifest, recipe: Recipe) -> str:
     texts = max((p.texts for v in manifest.variants for p in v.parity.values()), default=0)
     return f"""# {manifest.name}
 {description}
-A corom bundle: a sentence encoder as ONNX graphs, each proven equal to its torch reference.
+A corom bundle: a sentence encoder in forms that run without torch, each proven equal to it.
 
 - weights: {source.uri}{revision} (sha256 `{source.weights_sha256}`)
 - licence of the weights: {source.license or "not stated by the source; ask their authors"}

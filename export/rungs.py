@@ -1,5 +1,6 @@
 """The precision ladder: which rungs can be made here, what executes each, which of them hold."""
 
+import shutil
 from collections.abc import Callable, Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -139,6 +140,7 @@ def prove_variants(
             passed.append(msgspec.structs.replace(variant, parity=parity))
     for file in {v.file for v in variants} - {v.file for v in passed}:
         (staging / file).unlink()
-    if not any("native" in v.parity for v in passed) and native_is_here():
-        (staging / NATIVE_NAME).unlink(missing_ok=True)
+    rung = next((v for v in passed if v.precision == "int8-per-token"), None)
+    if rung is None or ("native" not in rung.parity and native_is_here()):
+        shutil.rmtree((staging / NATIVE_NAME).parent, ignore_errors=True)
     return Ladder(tuple(passed), failures)

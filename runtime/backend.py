@@ -124,7 +124,7 @@ def choose_backend(
 
 
 def choose_variant(manifest: Manifest, precision: str, backend: str = "onnxruntime") -> Variant:
-    """Return the variant to execute; "auto" takes the first, the most exact one.
+    """Return the variant to execute; "auto" takes the most exact one that the backend executes.
 
     With TensorRT "auto" is the fp16 one, which engines are built for.
 
@@ -132,7 +132,10 @@ def choose_variant(manifest: Manifest, precision: str, backend: str = "onnxrunti
     """
     if precision == "auto":
         half = manifest.variant("fp16") if backend == "tensorrt" else None
-        return half or manifest.variants[0]
+        executed = EXECUTES.get(backend, PRECISIONS)
+        return half or next(
+            (v for v in manifest.variants if v.precision in executed), manifest.variants[0]
+        )
     for variant in manifest.variants:
         if variant.precision == precision:
             return variant

@@ -4,11 +4,12 @@ Every token is quantized as it comes and nothing is padded, so a text's vector i
 bit, alone and in any batch, by one thread and by many; a length never seen before costs nothing.
 """
 
+import os
 from pathlib import Path
 from queue import SimpleQueue
 
 from .batching import Batch
-from .errors import BundleError
+from .errors import BundleError, CoromError
 from .manifest import Pooling
 from .native_library import NativeModel, NativeRunner
 from .native_weights import load_native_weights
@@ -34,12 +35,18 @@ class NativeBackend:
                 f"'{weights}' gives vectors of {model.dimension} values, the manifest says "
                 f"{dimension}. Export the bundle again."
             )
+        self._process = os.getpid()
         self._idle: SimpleQueue[NativeRunner] = SimpleQueue()
         for _ in range(workers):
             self._idle.put(NativeRunner(model, threads))
 
     def run(self, batch: Batch) -> Vectors:
         """Return the un-normalized vectors of a batch, (B, H); waits for a runner that is idle."""
+        if os.getpid() != self._process:
+            raise CoromError(
+                "this encoder was opened before the process forked, and its threads stayed behind. "
+                "Open an encoder in each process, after the fork."
+            )
         idle = self._idle
         runner = idle.get()
         try:

@@ -4,6 +4,7 @@ The structures mirror those of ``native/encoder.cpp``.
 """
 
 import ctypes
+import os
 from ctypes import POINTER, Structure, byref, c_float, c_int, c_int64, c_void_p
 from functools import cache
 from importlib.util import find_spec
@@ -18,6 +19,9 @@ from .vectors import Vectors
 
 NEEDED = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni")
 """What the kernels are compiled for, as Linux names it."""
+INTERFACE = 1
+"""Of the functions and structures below; raised with every change of them."""
+MOST_THREADS = 1024
 _MODULE = "corom.runtime._native"
 _NO_MEMORY, _NOT_ENCODABLE = 1, 2
 _AGAIN = (
@@ -28,16 +32,17 @@ _AGAIN = (
 
 def require_native() -> None:
     """Raise ``UnavailableError`` unless the kernels are installed and this CPU executes them."""
-    missing = [flag for flag in NEEDED if flag not in cpu_flags()]
+    flags = cpu_flags()
+    missing = [flag for flag in NEEDED if flag not in flags]
     if missing:
         raise UnavailableError(
             f"this CPU ({cpu_model()}) has no {', '.join(missing)}, or does not tell: backend "
-            "'native' needs AVX-512 with VNNI. Take backend openvino or onnxruntime."
+            "'native' needs AVX-512 with VNNI. Take backend openvino, or another precision."
         )
     if find_spec(_MODULE) is None:
         raise UnavailableError(
             "this installation has no kernels for backend 'native': they are compiled when corom "
-            f"is installed on Linux on x86-64 with a C++20 compiler. {_AGAIN}"
+            f"is installed on Linux on x86-64 by g++ from version 11 on, or clang++. {_AGAIN}"
         )
     _library()
 
@@ -97,6 +102,7 @@ def _library() -> ctypes.CDLL:
     except OSError as error:  # compiled for another C library
         raise UnavailableError(f"backend 'native' cannot be loaded: {error}. {_AGAIN}") from None
     for name, result, arguments in (
+        ("corom_interface", c_int, []),
         ("corom_model", c_void_p, [POINTER(_Model)]),
         ("corom_add_layer", c_int, [c_void_p, c_float, POINTER(_Layer)]),
         ("corom_free_model", None, [c_void_p]),
@@ -104,7 +110,11 @@ def _library() -> ctypes.CDLL:
         ("corom_free_runner", None, [c_void_p]),
         ("corom_run", c_int, [*[c_void_p] * 4, c_int, c_int, c_void_p]),
     ):
-        function = getattr(library, name)
+        function = getattr(library, name, None)
+        if function is None or (name == "corom_interface" and function() != INTERFACE):
+            raise UnavailableError(
+                f"the kernels of backend 'native' are of another corom. {_AGAIN}"
+            )
         function.restype, function.argtypes = result, arguments
     return library
 
@@ -153,7 +163,10 @@ class NativeRunner:
     def __init__(self, model: NativeModel, threads: int) -> None:
         self._library = _library()
         self._model = model
-        self._handle = self._library.corom_runner(model.handle, threads)
+        self._process = os.getpid()
+        self._handle = None
+        if threads <= MOST_THREADS:
+            self._handle = self._library.corom_runner(model.handle, threads)
         if self._handle is None:
             raise UnavailableError(
                 f"no {threads} threads can be started here. Ask for fewer: threads=1 (--threads 1)."
@@ -184,7 +197,8 @@ class NativeRunner:
         return vectors
 
     def __del__(self) -> None:
-        if getattr(self, "_handle", None) is not None:
+        # In a forked process there are no threads that could be waited for.
+        if getattr(self, "_handle", None) is not None and os.getpid() == self._process:
             self._library.corom_free_runner(self._handle)
 
 

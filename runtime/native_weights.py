@@ -20,6 +20,8 @@ GROUP = 64
 """Values of a token with one scale, and of an attention head."""
 DEGREE = 12
 """Of the polynomial that an activation is: see ``native/math.h``."""
+WIDEST = 4096
+"""Hidden values that the kernels can normalize."""
 
 
 class Linear(NamedTuple):
@@ -67,9 +69,9 @@ def weights_entry(manifest: Manifest) -> FileEntry:
             return entry
     raise UnavailableError(
         f"bundle '{manifest.name}' has nothing for backend 'native': it was exported without "
-        f"int8-per-token, by an earlier corom, or its attention heads have not {GROUP} values. "
-        f"Export it again, from what it was made of ({manifest.source.uri}): "
-        "corom export SOURCE -o NEW_BUNDLE --precision int8-per-token"
+        f"int8-per-token or by an earlier corom, its attention heads have not {GROUP} values, or "
+        f"it is wider than {WIDEST}. Export it again, from what it was made of "
+        f"({manifest.source.uri}): corom export SOURCE -o NEW_BUNDLE --precision int8-per-token"
     )
 
 
@@ -92,10 +94,11 @@ def load_native_weights(path: Path) -> NativeWeights:
             for field, kind in NativeWeights.__annotations__.items()
         ]
         weights = NativeWeights(*fields)
+        found = {name: (array.dtype.str, array.shape) for name, array in _named(weights).items()}
+        whole = not arrays and found == _expected(weights)
     except Exception as error:  # a damaged zip or array raises errors of half a dozen classes
         raise BundleError(f"'{path}' cannot be read: {error}. Export the bundle again.") from None
-    found = {name: (array.dtype.str, array.shape) for name, array in _named(weights).items()}
-    if arrays or found != _expected(weights):
+    if not whole:
         raise BundleError(f"'{path}' does not hold an encoder. Export the bundle again.")
     return weights
 
@@ -130,5 +133,6 @@ def _expected(weights: NativeWeights) -> dict[str, tuple[str, tuple[int, ...]]]:
     ):
         expected[f"{name}.codes"] = ("|i1", (layers, outputs, inputs))
         expected[f"{name}.scales"] = expected[f"{name}.bias"] = ("<f4", (layers, outputs))
-    fits = hidden % GROUP == inner % GROUP == 0 and words and layers and len(weights.positions)
-    return expected if fits else {}
+    fits = hidden % GROUP == inner % GROUP == 0 and hidden <= WIDEST
+    some = all((words, hidden, layers, inner, len(weights.positions)))
+    return expected if fits and some else {}

@@ -33,7 +33,7 @@ Licence of the weights: {manifest.source.license or "not stated by the source; a
 
 Triton's Python needs corom {version} (Python 3.11 or newer: images from 24.11 on). No torch. NumPy
 below 2, because Triton's Python backend before 24.12 reads no arrays of NumPy 2. In a folder with
-corom's wheel (`python -m build --wheel` makes it, in a checkout of corom):
+corom's wheel and no other (`python -m build --wheel` makes it, in a checkout of corom):
 
 ```sh
 docker build -t {name}-triton -f - . <<'DOCKERFILE'

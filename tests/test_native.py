@@ -1,6 +1,8 @@
 """Backend native: corom's own kernels against the arithmetic they stand for, written in NumPy."""
 
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +24,7 @@ from corom.runtime.native_library import (
     NativeModel,
     NativeRunner,
     native_is_here,
+    require_native,
 )
 from corom.runtime.native_weights import (
     NATIVE_NAME,
@@ -215,6 +218,15 @@ def models() -> tuple[NativeModel, NativeModel]:
 
 
 @needs_native
+@pytest.mark.parametrize("threads", [1025, 3_000_000_000, 2**32])
+def test_more_threads_than_can_be_are_refused(
+    models: tuple[NativeModel, NativeModel], threads: int
+) -> None:
+    with pytest.raises(UnavailableError, match=f"no {threads} threads can be started here"):
+        NativeRunner(models[0], threads)
+
+
+@needs_native
 @pytest.mark.parametrize(
     ("ids", "lengths"),
     [([[5, 300]], [2]), ([[5, -1]], [2]), ([[5, 6]], [0]), ([[5, 6]], [3]), ([[5] * 161], [161])],
@@ -272,6 +284,8 @@ def test_auto_takes_it_for_int8_per_token_and_says_so(bundle: Path) -> None:
         assert encoder.choice == "int8-per-token by native on cpu"
     with Encoder(bundle) as encoder:
         assert encoder.choice == "fp32 by onnxruntime on cpu"
+    with Encoder(bundle, backend="native") as encoder:
+        assert encoder.precision == "int8-per-token"
     with pytest.raises(UnavailableError, match="executes int8-per-token, not fp32"):
         Encoder(bundle, backend="native", precision="fp32")
 
@@ -349,15 +363,43 @@ def test_closing_it_under_running_calls_ends_them_well(
         assert all("closed" in message for message in ended)
 
 
+@needs_native
+def test_a_forked_process_is_told_to_open_its_own(bundle: Path) -> None:
+    program = f"""
+import os
+from corom.runtime import Encoder
+import threading
+encoder = Encoder({str(bundle)!r}, precision="int8-per-token", threads=2)
+encoder.encode("头痛")
+going = threading.Thread(target=encoder.encode, args=(["头痛" * 60] * 2000,))
+going.start()
+if os.fork() == 0:
+    try:
+        encoder.encode("头痛")
+    except Exception as error:
+        print(type(error).__name__, error)
+else:
+    assert os.wait()[1] == 0
+    print(encoder.encode("头痛").shape)
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    child, parent = done.stdout.splitlines()
+    assert child.startswith("CoromError this encoder was opened before the process forked")
+    assert parent == "(128,)"
+
+
 # --- What cannot be had
 
 
-def test_a_cpu_without_it_is_told_so(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_without_it_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "corom.runtime.native_library.cpu_flags", lambda: set(NEEDED) - {"avx512_vnni"}
     )
     with pytest.raises(UnavailableError, match="has no avx512_vnni, or does not tell: backend"):
-        Encoder(bundle, backend="native", precision="int8-per-token")
+        require_native()
 
 
 @needs_native
@@ -403,6 +445,8 @@ BROKEN: dict[str, Callable[[NativeWeights], NativeWeights]] = {
     "codes of 16 bits": lambda w: w._replace(
         inner=w.inner._replace(codes=w.inner.codes.astype(np.int16))
     ),
+    "words of one dimension": lambda w: w._replace(words=w.words[0]),
+    "too wide": lambda _: random_weights(5, 4160, 64, layers=1),
     "no group fits": lambda _: random_weights(5, 96, 96),
 }
 
@@ -411,7 +455,7 @@ BROKEN: dict[str, Callable[[NativeWeights], NativeWeights]] = {
 def test_weights_that_are_no_encoder_are_refused(name: str, tmp_path: Path) -> None:
     file = tmp_path / "native" / "w.npz"
     save_native_weights(file, BROKEN[name](random_weights(5, 64, 128)))
-    with pytest.raises(BundleError, match=r"does not hold an encoder\. Export the bundle again"):
+    with pytest.raises(BundleError, match=r"(no|not) .*\. Export the bundle again"):
         load_native_weights(file)
 
 

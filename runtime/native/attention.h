@@ -3,6 +3,8 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
+
 #include "buffer.h"
 #include "codes.h"
 #include "math.h"
@@ -16,14 +18,16 @@ inline int padded(int tokens) { return (tokens + 15) / 16 * 16; }
 
 // What a thread needs to attend to texts of up to `tokens` tokens.
 struct AttentionSpace {
+  static constexpr int ROWS = 48;  // queries at once, so that memory grows with the text alone
+
   Buffer<float> keys;    // (HEAD, padded tokens)
-  Buffer<float> scores;  // (rows, padded tokens)
-  Buffer<float> mixed;   // (rows, HEAD)
+  Buffer<float> scores;  // (ROWS, padded tokens)
+  Buffer<float> mixed;   // (ROWS, HEAD)
 
   void reserve(int tokens) {
     keys.reserve(std::size_t(HEAD) * padded(tokens));
-    scores.reserve(std::size_t(tokens) * padded(tokens));
-    mixed.reserve(std::size_t(tokens) * HEAD);
+    scores.reserve(std::size_t(ROWS) * padded(tokens));
+    mixed.reserve(std::size_t(ROWS) * HEAD);
   }
 };
 
@@ -69,12 +73,23 @@ void dense(const float* left, int left_step, int rows, const float* right, int r
   };
   for (; r + TILE <= rows; r += TILE) tile.template operator()<TILE>();
   switch (rows - r) {
-    case 1: tile.template operator()<1>(); break;
-    case 2: tile.template operator()<2>(); break;
-    case 3: tile.template operator()<3>(); break;
-    case 4: tile.template operator()<4>(); break;
-    case 5: tile.template operator()<5>(); break;
-    default: break;
+    case 1:
+      tile.template operator()<1>();
+      break;
+    case 2:
+      tile.template operator()<2>();
+      break;
+    case 3:
+      tile.template operator()<3>();
+      break;
+    case 4:
+      tile.template operator()<4>();
+      break;
+    case 5:
+      tile.template operator()<5>();
+      break;
+    default:
+      break;
   }
 }
 
@@ -126,24 +141,28 @@ inline void attend(const float* queries, int query_step, int rows, const float* 
   const int width = padded(tokens);
   float* scores = space.scores.at(0);
   transpose_keys(keys, step, tokens, space.keys.at(0));
-  int t = 0;
-  for (; t + 64 <= width; t += 64) {
-    dense<4>(queries, query_step, rows, space.keys.at(t), width, HEAD, scores + t, width);
-  }
-  for (; t + 32 <= width; t += 32) {
-    dense<2>(queries, query_step, rows, space.keys.at(t), width, HEAD, scores + t, width);
-  }
-  for (; t < width; t += 16) {
-    dense<1>(queries, query_step, rows, space.keys.at(t), width, HEAD, scores + t, width);
-  }
-  for (int r = 0; r < rows; r++) softmax(scores + std::size_t(r) * width, tokens);
-  dense<4>(scores, width, rows, values, step, tokens, space.mixed.at(0), HEAD);
-  for (int r = 0; r < rows; r++) {
-    __m512 mixed[4];
-    for (int i = 0; i < 4; i++) {
-      mixed[i] = _mm512_loadu_ps(space.mixed.at(std::size_t(r) * HEAD + 16 * i));
+  for (int first = 0; first < rows; first += AttentionSpace::ROWS) {
+    const int count = std::min(rows - first, AttentionSpace::ROWS);
+    const float* block = queries + std::size_t(first) * query_step;
+    int t = 0;
+    for (; t + 64 <= width; t += 64) {
+      dense<4>(block, query_step, count, space.keys.at(t), width, HEAD, scores + t, width);
     }
-    encode(mixed, into, first_row + r, head);
+    for (; t + 32 <= width; t += 32) {
+      dense<2>(block, query_step, count, space.keys.at(t), width, HEAD, scores + t, width);
+    }
+    for (; t < width; t += 16) {
+      dense<1>(block, query_step, count, space.keys.at(t), width, HEAD, scores + t, width);
+    }
+    for (int r = 0; r < count; r++) softmax(scores + std::size_t(r) * width, tokens);
+    dense<4>(scores, width, count, values, step, tokens, space.mixed.at(0), HEAD);
+    for (int r = 0; r < count; r++) {
+      __m512 mixed[4];
+      for (int i = 0; i < 4; i++) {
+        mixed[i] = _mm512_loadu_ps(space.mixed.at(std::size_t(r) * HEAD + 16 * i));
+      }
+      encode(mixed, into, first_row + first + r, head);
+    }
   }
 }
 

@@ -28,9 +28,9 @@ struct CodedRows {
 
 // Write the codes of 64 values, group `group` of row `row`.
 inline void encode(const __m512 values[4], CodedRows& into, int row, int group) {
-  const __m512 largest = _mm512_max_ps(
-      _mm512_max_ps(_mm512_abs_ps(values[0]), _mm512_abs_ps(values[1])),
-      _mm512_max_ps(_mm512_abs_ps(values[2]), _mm512_abs_ps(values[3])));
+  const __m512 largest =
+      _mm512_max_ps(_mm512_max_ps(_mm512_abs_ps(values[0]), _mm512_abs_ps(values[1])),
+                    _mm512_max_ps(_mm512_abs_ps(values[2]), _mm512_abs_ps(values[3])));
   const float limit = _mm512_reduce_max_ps(largest);
   const __m512 steps = _mm512_set1_ps(limit > 0 ? 127.0f / limit : 0.0f);
   const std::size_t place = std::size_t(row) * into.groups() + group;

@@ -1,13 +1,11 @@
 // A BERT encoder in int8-per-token: token ids to one un-normalized vector a text. Called from
-// ../backend_native.py through the functions at the end.
+// ../native_library.py through the functions at the end.
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <deque>
 #include <memory>
-#include <new>
-#include <system_error>
 #include <vector>
 
 #include "attention.h"
@@ -20,6 +18,9 @@
 
 namespace corom {
 namespace {
+
+// What is one head's, or one panel's, is encoded as one group.
+static_assert(HEAD == GROUP && PANEL == GROUP);
 
 // Attention and feed-forward, each with its residual and norm.
 struct Layer {
@@ -224,8 +225,10 @@ class Runner {
   Runner(const Model& model, int threads) : model_(model), team_(threads), spaces_(threads) {}
 
   void run(const Texts& texts, float* vectors) {
-    if (texts.count >= APART * team_.size()) run_apart(texts, vectors);
-    else run_together(texts, vectors);
+    if (texts.count >= APART * team_.size())
+      run_apart(texts, vectors);
+    else
+      run_together(texts, vectors);
   }
 
  private:
@@ -287,7 +290,8 @@ bool can_be_encoded(const Model& model, const Texts& texts) {
 }  // namespace
 }  // namespace corom
 
-// The interface in C. What cannot be had for want of memory or threads is null, or NO_MEMORY.
+// The interface in C. What cannot be had for want of memory or threads is null, or NO_MEMORY: no
+// exception goes beyond.
 extern "C" {
 
 using corom::Model;
@@ -322,6 +326,9 @@ struct CoromModel {
   CoromNorm norm;
 };
 
+// Raised with every change of what is below: INTERFACE of ../native_library.py.
+int corom_interface() { return 1; }
+
 void* corom_model(const CoromModel* from) {
   try {
     const int width = int(from->width);
@@ -337,7 +344,7 @@ void* corom_model(const CoromModel* from) {
                      activation,
                      corom::Norm(width, from->epsilon, from->norm.weight, from->norm.bias),
                      {}};
-  } catch (const std::bad_alloc&) {
+  } catch (...) {
     return nullptr;
   }
 }
@@ -357,7 +364,7 @@ int corom_add_layer(void* handle, float epsilon, const CoromLayer* from) {
         weights(width, width, from->output), weights(inner, width, from->inner),
         weights(width, inner, from->outer), norm(from->attention_norm), norm(from->output_norm)});
     return DONE;
-  } catch (const std::bad_alloc&) {
+  } catch (...) {
     return NO_MEMORY;
   }
 }
@@ -368,9 +375,7 @@ void corom_free_model(void* handle) { delete static_cast<Model*>(handle); }
 void* corom_runner(const void* model, int threads) {
   try {
     return new Runner(*static_cast<const Model*>(model), threads);
-  } catch (const std::bad_alloc&) {
-    return nullptr;
-  } catch (const std::system_error&) {
+  } catch (...) {
     return nullptr;
   }
 }
@@ -378,14 +383,14 @@ void* corom_runner(const void* model, int threads) {
 void corom_free_runner(void* runner) { delete static_cast<Runner*>(runner); }
 
 // ids (count, width) and lengths (count) to vectors (count, H). One call at a time.
-int corom_run(const void* model, void* runner, const std::int64_t* ids,
-              const std::int64_t* lengths, int count, int width, float* vectors) {
+int corom_run(const void* model, void* runner, const std::int64_t* ids, const std::int64_t* lengths,
+              int count, int width, float* vectors) {
   const corom::Texts texts{ids, lengths, count, width};
   if (!corom::can_be_encoded(*static_cast<const Model*>(model), texts)) return NOT_ENCODABLE;
   try {
     static_cast<Runner*>(runner)->run(texts, vectors);
     return DONE;
-  } catch (const std::bad_alloc&) {
+  } catch (...) {
     return NO_MEMORY;
   }
 }

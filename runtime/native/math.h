@@ -18,8 +18,7 @@ inline __m512 exponential(__m512 x) {
   sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(4.1665795894e-2f));
   sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(1.6666665459e-1f));
   sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(5.0000001201e-1f));
-  sum = _mm512_fmadd_ps(sum, _mm512_mul_ps(rest, rest),
-                        _mm512_add_ps(rest, _mm512_set1_ps(1.0f)));
+  sum = _mm512_fmadd_ps(sum, _mm512_mul_ps(rest, rest), _mm512_add_ps(rest, _mm512_set1_ps(1.0f)));
   return _mm512_scalef_ps(sum, power);
 }
 
@@ -52,7 +51,7 @@ inline void transpose(__m512 rows[16]) {
   }
 #pragma GCC unroll 4
   for (int i = 0; i < 4; i++) {
-    const __m512 *from = pairs + 4 * i;
+    const __m512* from = pairs + 4 * i;
     quads[4 * i] = _mm512_shuffle_ps(from[0], from[2], 0x44);
     quads[4 * i + 1] = _mm512_shuffle_ps(from[0], from[2], 0xee);
     quads[4 * i + 2] = _mm512_shuffle_ps(from[1], from[3], 0x44);

@@ -39,9 +39,9 @@ struct Norm {
     const float variance = _mm512_reduce_add_ps(squares) / float(width_);
     const __m512 scale = _mm512_set1_ps(1.0f / std::sqrt(variance + epsilon_));
     for (int i = 0; i < vectors; i++) {
-      values[i] = _mm512_fmadd_ps(_mm512_mul_ps(values[i], scale),
-                                  _mm512_load_ps(weight_.at(16 * i)),
-                                  _mm512_load_ps(bias_.at(16 * i)));
+      values[i] =
+          _mm512_fmadd_ps(_mm512_mul_ps(values[i], scale), _mm512_load_ps(weight_.at(16 * i)),
+                          _mm512_load_ps(bias_.at(16 * i)));
       _mm512_storeu_ps(out + 16 * i, values[i]);
     }
     if (into == nullptr) return;

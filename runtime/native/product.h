@@ -19,10 +19,13 @@ constexpr int TILE = 6;    // rows; 24 sums, 4 weights and 1 input fill the regi
 // inputs' OFFSET adds to a sum, with the other sign.
 class Weights {
  public:
-  Weights(int columns, int inputs, const std::int8_t* codes, const float* scales,
-          const float* bias)
-      : columns_(columns), inputs_(inputs), packed_(std::size_t(columns) * inputs),
-        corrections_(std::size_t(columns) * inputs / GROUP), scales_(columns), bias_(columns) {
+  Weights(int columns, int inputs, const std::int8_t* codes, const float* scales, const float* bias)
+      : columns_(columns),
+        inputs_(inputs),
+        packed_(std::size_t(columns) * inputs),
+        corrections_(std::size_t(columns) * inputs / GROUP),
+        scales_(columns),
+        bias_(columns) {
     std::memset(corrections_.at(0), 0,
                 std::size_t(columns) * inputs / GROUP * sizeof(std::int32_t));
     for (int column = 0; column < columns; column++) {
@@ -106,8 +109,8 @@ template <int ROWS>
 
 // `store(row, panel, values[4])` takes 64 results of each of ROWS rows, from `first` on.
 template <int ROWS, typename Store>
-[[gnu::noinline]] void product_tile(const CodedRows& rows, int first, const int* order, const Weights& weights,
-                         int panel, const Store& store) {
+[[gnu::noinline]] void product_tile(const CodedRows& rows, int first, const int* order,
+                                    const Weights& weights, int panel, const Store& store) {
   const std::uint8_t* codes[ROWS];
   const float* scales[ROWS];
 #pragma GCC unroll 8
@@ -146,12 +149,23 @@ void product(const CodedRows& rows, int count, const int* order, const Weights& 
       product_tile<TILE>(rows, row, order, weights, panel, store);
     }
     switch (count - row) {
-      case 1: product_tile<1>(rows, row, order, weights, panel, store); break;
-      case 2: product_tile<2>(rows, row, order, weights, panel, store); break;
-      case 3: product_tile<3>(rows, row, order, weights, panel, store); break;
-      case 4: product_tile<4>(rows, row, order, weights, panel, store); break;
-      case 5: product_tile<5>(rows, row, order, weights, panel, store); break;
-      default: break;
+      case 1:
+        product_tile<1>(rows, row, order, weights, panel, store);
+        break;
+      case 2:
+        product_tile<2>(rows, row, order, weights, panel, store);
+        break;
+      case 3:
+        product_tile<3>(rows, row, order, weights, panel, store);
+        break;
+      case 4:
+        product_tile<4>(rows, row, order, weights, panel, store);
+        break;
+      case 5:
+        product_tile<5>(rows, row, order, weights, panel, store);
+        break;
+      default:
+        break;
     }
   }
 }

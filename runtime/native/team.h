@@ -48,8 +48,10 @@ class Team {
       return;
     }
     for (int turn = 0; meetings_.load(std::memory_order_acquire) == meeting; turn++) {
-      if (turn < PATIENCE) _mm_pause();
-      else sched_yield();
+      if (turn < PATIENCE)
+        _mm_pause();
+      else
+        sched_yield();
     }
   }
 
@@ -89,7 +91,8 @@ class Team {
 struct Share {
   int begin, end;
   Share(int count, int member, int members)
-      : begin(int(long(count) * member / members)), end(int(long(count) * (member + 1) / members)) {}
+      : begin(int(long(count) * member / members)),
+        end(int(long(count) * (member + 1) / members)) {}
 };
 
 }  // namespace corom
