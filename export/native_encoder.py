@@ -20,7 +20,7 @@ from corom.runtime.vectors import Vectors
 
 from .config import EncoderConfig
 from .encoder import Attention, Layer, TorchEncoder
-from .per_token_graph import int8_codes
+from .per_token_graph import fits_groups, int8_codes
 
 BUMP_END = 5.0
 """Where |x| is so large that an activation gives x, or 0: GELU's bump is 1e-6 there."""
@@ -28,8 +28,7 @@ BUMP_END = 5.0
 
 def fits_native(config: EncoderConfig) -> bool:
     """Say whether the kernels execute an encoder of this shape."""
-    widths = config.hidden % GROUP == config.intermediate % GROUP == 0
-    return widths and config.head_size == GROUP and config.hidden <= WIDEST
+    return fits_groups(config) and config.head_size == GROUP and config.hidden <= WIDEST
 
 
 def export_native_weights(file: Path, encoder: TorchEncoder) -> None:

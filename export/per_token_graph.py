@@ -1,7 +1,7 @@
 """The fp32 graph with 8-bit weights, for an engine that quantizes what they multiply as it comes.
 
 One scale a column, no zero points. Nothing is chosen on texts: OpenVINO takes the scale of each
-token, and of each ``TOKEN_GROUP`` of its values, from the values themselves, so a text's vector
+token, and of each ``GROUP`` of its values, from the values themselves, so a text's vector
 does not depend on its batch-mates.
 """
 
@@ -12,8 +12,8 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from corom.runtime.backend_openvino import TOKEN_GROUP
 from corom.runtime.errors import InputError
+from corom.runtime.native_weights import GROUP
 
 from .config import EncoderConfig
 from .graph import save_graph
@@ -53,15 +53,15 @@ def int8_codes(
 
 
 def fits_groups(config: EncoderConfig) -> bool:
-    """Say whether a model's layers can be cut into groups of ``TOKEN_GROUP`` values."""
-    return config.hidden % TOKEN_GROUP == config.intermediate % TOKEN_GROUP == 0
+    """Say whether a model's layers can be cut into groups of ``GROUP`` values."""
+    return config.hidden % GROUP == config.intermediate % GROUP == 0
 
 
 def require_groups(config: EncoderConfig) -> None:
     """Raise ``InputError`` unless ``fits_groups``."""
     if not fits_groups(config):
         raise InputError(
-            f"int8-per-token needs layers whose width is a multiple of {TOKEN_GROUP}; this model's "
+            f"int8-per-token needs layers whose width is a multiple of {GROUP}; this model's "
             f"are {config.hidden} and {config.intermediate} wide. Take int8."
         )
 

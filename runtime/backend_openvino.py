@@ -1,7 +1,7 @@
 """OpenVINO: executes an ONNX graph on the CPU, in fp32, in int8, or in bf16 where the CPU can.
 
 int8-per-token: weights have 8 bits in the graph, and OpenVINO gives what they multiply 8 bits as it
-comes, with a scale for each token and ``TOKEN_GROUP`` of its values.
+comes, with a scale for each token and ``GROUP`` of its values.
 """
 
 import logging
@@ -21,6 +21,7 @@ from .engine_cache import file_lock
 from .errors import BundleError, UnavailableError, missing_extra
 from .graph_interface import require_interface
 from .manifest import Precision
+from .native_weights import GROUP
 from .snapping import snapped, snapped_sizes
 
 WARM_TOKENS = 128
@@ -32,8 +33,6 @@ _HINTS: dict[Precision, str] = {
     "int8": "f32",
 }
 """What is computed in where the graph does not say; unasked OpenVINO takes bf16 where it can."""
-TOKEN_GROUP = 64
-"""Values of a token with one scale in int8-per-token: see benchmarks/README.md for others."""
 
 logger = logging.getLogger("corom")
 
@@ -155,7 +154,7 @@ def _options(precision: Precision, threads: int, workers: int) -> dict[str, obje
         "NUM_STREAMS": workers,
         # Pinned threads of two processes end up on the same CPUs.
         "ENABLE_CPU_PINNING": False,
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": TOKEN_GROUP if precision == "int8-per-token" else 0,
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP if precision == "int8-per-token" else 0,
     }
 
 

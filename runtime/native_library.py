@@ -19,7 +19,7 @@ from .vectors import Vectors
 
 NEEDED = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni")
 """What the kernels are compiled for, as Linux names it."""
-INTERFACE = 1
+INTERFACE = 2
 """Of the functions and structures below; raised with every change of them."""
 MOST_THREADS = 1024
 _MODULE = "corom.runtime._native"
@@ -101,20 +101,18 @@ def _library() -> ctypes.CDLL:
         library = ctypes.CDLL(spec.origin)
     except OSError as error:  # compiled for another C library
         raise UnavailableError(f"backend 'native' cannot be loaded: {error}. {_AGAIN}") from None
+    interface = getattr(library, "corom_interface", None)
+    if interface is None or interface() != INTERFACE:
+        raise UnavailableError(f"the kernels of backend 'native' are of another corom. {_AGAIN}")
     for name, result, arguments in (
-        ("corom_interface", c_int, []),
         ("corom_model", c_void_p, [POINTER(_Model)]),
         ("corom_add_layer", c_int, [c_void_p, c_float, POINTER(_Layer)]),
         ("corom_free_model", None, [c_void_p]),
         ("corom_runner", c_void_p, [c_void_p, c_int]),
         ("corom_free_runner", None, [c_void_p]),
-        ("corom_run", c_int, [*[c_void_p] * 4, c_int, c_int, c_void_p]),
+        ("corom_run", c_int, [*[c_void_p] * 3, c_int, c_int, c_void_p]),
     ):
-        function = getattr(library, name, None)
-        if function is None or (name == "corom_interface" and function() != INTERFACE):
-            raise UnavailableError(
-                f"the kernels of backend 'native' are of another corom. {_AGAIN}"
-            )
+        function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
     return library
 
@@ -182,7 +180,6 @@ class NativeRunner:
         rows, width = input_ids.shape
         vectors = np.empty((rows, self._model.dimension), np.float32)
         failed = self._library.corom_run(
-            self._model.handle,
             self._handle,
             input_ids.ctypes.data,
             lengths.ctypes.data,

@@ -17,7 +17,8 @@ from .vectors import Vectors
 
 NATIVE_NAME = "native/model_int8_per_token.npz"
 GROUP = 64
-"""Values of a token with one scale, and of an attention head."""
+"""Values of a token with one scale in int8-per-token, by every backend; benchmarks/README.md has
+others. The kernels want as many of an attention head."""
 DEGREE = 12
 """Of the polynomial that an activation is: see ``native/math.h``."""
 WIDEST = 4096

@@ -8,7 +8,7 @@
 #include "buffer.h"
 #include "codes.h"
 #include "math.h"
-#include "product.h"
+#include "tiles.h"
 
 namespace corom {
 
@@ -66,31 +66,10 @@ template <int ROWS, int VECTORS>
 template <int VECTORS>
 void dense(const float* left, int left_step, int rows, const float* right, int right_step,
            int inner, float* out, int out_step) {
-  int r = 0;
-  const auto tile = [&]<int ROWS>() {
-    dense_tile<ROWS, VECTORS>(left + std::size_t(r) * left_step, left_step, right, right_step,
-                              inner, out + std::size_t(r) * out_step, out_step);
-  };
-  for (; r + TILE <= rows; r += TILE) tile.template operator()<TILE>();
-  switch (rows - r) {
-    case 1:
-      tile.template operator()<1>();
-      break;
-    case 2:
-      tile.template operator()<2>();
-      break;
-    case 3:
-      tile.template operator()<3>();
-      break;
-    case 4:
-      tile.template operator()<4>();
-      break;
-    case 5:
-      tile.template operator()<5>();
-      break;
-    default:
-      break;
-  }
+  in_tiles(rows, [&]<int ROWS>(int first) {
+    dense_tile<ROWS, VECTORS>(left + std::size_t(first) * left_step, left_step, right, right_step,
+                              inner, out + std::size_t(first) * out_step, out_step);
+  });
 }
 
 inline void softmax(float* scores, int tokens) {

@@ -224,6 +224,18 @@ class Runner {
  public:
   Runner(const Model& model, int threads) : model_(model), team_(threads), spaces_(threads) {}
 
+  // Whether the model has a vector for every id, and positions for every length.
+  bool can_run(const Texts& texts) const {
+    for (int text = 0; text < texts.count; text++) {
+      const std::int64_t length = texts.lengths[text];
+      if (length < 1 || length > texts.width || length > model_.positions_there) return false;
+      const std::int64_t* ids = texts.ids + std::size_t(text) * texts.width;
+      const auto unknown = [&](std::int64_t id) { return id < 0 || id >= model_.vocabulary; };
+      if (std::any_of(ids, ids + length, unknown)) return false;
+    }
+    return true;
+  }
+
   void run(const Texts& texts, float* vectors) {
     if (texts.count >= APART * team_.size())
       run_apart(texts, vectors);
@@ -274,19 +286,6 @@ class Runner {
   std::vector<Space> spaces_;
 };
 
-bool can_be_encoded(const Model& model, const Texts& texts) {
-  for (int text = 0; text < texts.count; text++) {
-    const std::int64_t length = texts.lengths[text];
-    if (length < 1 || length > texts.width || length > model.positions_there) return false;
-    const std::int64_t* ids = texts.ids + std::size_t(text) * texts.width;
-    if (std::any_of(ids, ids + length,
-                    [&](std::int64_t id) { return id < 0 || id >= model.vocabulary; })) {
-      return false;
-    }
-  }
-  return true;
-}
-
 }  // namespace
 }  // namespace corom
 
@@ -327,7 +326,7 @@ struct CoromModel {
 };
 
 // Raised with every change of what is below: INTERFACE of ../native_library.py.
-int corom_interface() { return 1; }
+int corom_interface() { return 2; }
 
 void* corom_model(const CoromModel* from) {
   try {
@@ -383,12 +382,13 @@ void* corom_runner(const void* model, int threads) {
 void corom_free_runner(void* runner) { delete static_cast<Runner*>(runner); }
 
 // ids (count, width) and lengths (count) to vectors (count, H). One call at a time.
-int corom_run(const void* model, void* runner, const std::int64_t* ids, const std::int64_t* lengths,
-              int count, int width, float* vectors) {
+int corom_run(void* handle, const std::int64_t* ids, const std::int64_t* lengths, int count,
+              int width, float* vectors) {
+  Runner& runner = *static_cast<Runner*>(handle);
   const corom::Texts texts{ids, lengths, count, width};
-  if (!corom::can_be_encoded(*static_cast<const Model*>(model), texts)) return NOT_ENCODABLE;
+  if (!runner.can_run(texts)) return NOT_ENCODABLE;
   try {
-    static_cast<Runner*>(runner)->run(texts, vectors);
+    runner.run(texts, vectors);
     return DONE;
   } catch (...) {
     return NO_MEMORY;

@@ -13,7 +13,8 @@ namespace corom {
 
 constexpr int WIDEST = 4096;  // values of a row that is normalized
 
-struct Norm {
+class Norm {
+ public:
   Norm(int width, float epsilon, const float* weight, const float* bias)
       : width_(width), epsilon_(epsilon), weight_(width), bias_(width) {
     std::memcpy(weight_.at(0), weight, width * sizeof(float));

@@ -8,11 +8,11 @@
 
 #include "buffer.h"
 #include "codes.h"
+#include "tiles.h"
 
 namespace corom {
 
 constexpr int PANEL = 64;  // columns; as wide as a group, so that a panel's result can be encoded
-constexpr int TILE = 6;    // rows; 24 sums, 4 weights and 1 input fill the registers
 
 // The weights (columns, inputs) of a linear layer. In memory: panels; of each, four inputs at a
 // time, and of those the 64 columns, as one instruction takes them. `corrections` are what the
@@ -144,29 +144,9 @@ template <typename Store>
 void product(const CodedRows& rows, int count, const int* order, const Weights& weights, int begin,
              int end, const Store& store) {
   for (int panel = begin; panel < end; panel++) {
-    int row = 0;
-    for (; row + TILE <= count; row += TILE) {
-      product_tile<TILE>(rows, row, order, weights, panel, store);
-    }
-    switch (count - row) {
-      case 1:
-        product_tile<1>(rows, row, order, weights, panel, store);
-        break;
-      case 2:
-        product_tile<2>(rows, row, order, weights, panel, store);
-        break;
-      case 3:
-        product_tile<3>(rows, row, order, weights, panel, store);
-        break;
-      case 4:
-        product_tile<4>(rows, row, order, weights, panel, store);
-        break;
-      case 5:
-        product_tile<5>(rows, row, order, weights, panel, store);
-        break;
-      default:
-        break;
-    }
+    in_tiles(count, [&]<int ROWS>(int first) {
+      product_tile<ROWS>(rows, first, order, weights, panel, store);
+    });
   }
 }
 

@@ -1,0 +1,27 @@
+// Rows in tiles: as many at once as fit into the registers.
+#pragma once
+
+namespace corom {
+
+constexpr int TILE = 6;  // rows; of 64 columns: 24 sums, 4 of the right side, 1 of the left
+
+// Call `tile.operator()<ROWS>(first)` for those of fewer than `ROWS + 1` rows that are left.
+template <int ROWS, typename Tile>
+inline void last_tile(int rows, int first, const Tile& tile) {
+  if constexpr (ROWS > 0) {
+    if (rows == ROWS)
+      tile.template operator()<ROWS>(first);
+    else
+      last_tile<ROWS - 1>(rows, first, tile);
+  }
+}
+
+// Call `tile.operator()<ROWS>(first)` for every TILE rows, then once for what is left.
+template <typename Tile>
+inline void in_tiles(int rows, const Tile& tile) {
+  int first = 0;
+  for (; first + TILE <= rows; first += TILE) tile.template operator()<TILE>(first);
+  last_tile<TILE - 1>(rows - first, first, tile);
+}
+
+}  // namespace corom
