@@ -20,7 +20,7 @@ NATIVE = Extension(
     language="c++",
     extra_compile_args=[
         "-std=c++20", "-O3", "-g0", "-pthread", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq",
-        "-mavx512vl", "-mavx512vnni", "-mprefer-vector-width=512", "-fno-math-errno",
+        "-mavx512vl", "-mprefer-vector-width=512", "-fno-math-errno",
         # GCC 12 says so of its own headers.
         "-Wno-uninitialized", "-Wno-maybe-uninitialized",
     ],

@@ -1,6 +1,5 @@
 """The precision ladder: which rungs can be made here, what executes each, which of them hold."""
 
-import shutil
 from collections.abc import Callable, Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,13 +12,13 @@ from corom.runtime.backend_openvino import open_core, require_precision
 from corom.runtime.errors import ParityError
 from corom.runtime.golden import Golden
 from corom.runtime.manifest import Precision, Variant
-from corom.runtime.native_library import native_is_here
-from corom.runtime.native_weights import NATIVE_NAME
+from corom.runtime.native_library import NEEDED, native_executes
+from corom.runtime.native_weights import INDEX_NAME
 
 from .checkpoint import Checkpoint
 from .config import EncoderConfig
 from .encoder import TorchEncoder
-from .native_encoder import export_native_weights, fits_native
+from .native_index import export_native_index, fits_native
 from .parity import NOTHING_PUBLISHED, pass_gate
 from .per_token_graph import PER_TOKEN_GRAPH, export_per_token_graph, require_groups
 from .precision import HALF_GRAPH, export_half_graphs
@@ -47,12 +46,12 @@ class Ladder(NamedTuple):
 
 def proving_backends(staging: Path, precision: Precision) -> list[str]:
     """Return the CPU backends that execute a precision of a bundle here."""
-    here = {
-        "onnxruntime": True,
-        "openvino": find_spec("openvino") is not None,
-        "native": (staging / NATIVE_NAME).exists() and native_is_here(),
-    }
-    return [name for name, is_here in here.items() if is_here and precision in EXECUTES[name]]
+    proving = ["onnxruntime"]
+    if find_spec("openvino") is not None:
+        proving.append("openvino")
+    if (staging / INDEX_NAME).exists() and precision in NEEDED and native_executes(precision):
+        proving.append("native")
+    return [name for name in proving if precision in EXECUTES[name]]
 
 
 def require_rungs(precisions: Sequence[Precision], config: EncoderConfig | None = None) -> None:
@@ -61,11 +60,11 @@ def require_rungs(precisions: Sequence[Precision], config: EncoderConfig | None 
     With the ``config`` of a model also ``InputError`` for one that cannot have that precision.
     """
     for precision in precisions:
-        if precision == "int8-per-token":
-            if config is not None:
-                require_groups(config)
-            if native_is_here() and (config is None or fits_native(config)):
-                continue
+        if precision == "int8-per-token" and config is not None:
+            require_groups(config)
+        by_native = precision in EXECUTES["native"] and (config is None or fits_native(config))
+        if by_native and native_executes(precision):
+            continue
         if precision not in EXECUTES["onnxruntime"]:
             require_precision(open_core(), precision)
 
@@ -86,6 +85,8 @@ def make_rungs(
 
     Raises ``ParityError`` if fp16 arithmetic fails and engines are to be built from it.
     """
+    if fits_native(checkpoint.config):
+        export_native_index(staging, encoder, checkpoint.config)
     made: list[Precision] = [p for p in ("fp32", "bf16") if p in wanted]
     failures = []
     if "fp16" in wanted:
@@ -105,8 +106,6 @@ def make_rungs(
             made.append("fp16")
     if "int8-per-token" in wanted:
         export_per_token_graph(staging)
-        if fits_native(checkpoint.config):
-            export_native_weights(staging / NATIVE_NAME, encoder)
         made.append("int8-per-token")
     if "int8" in wanted:
         say(f"Choosing the scales of int8 on {len(calibration)} texts")
@@ -140,7 +139,4 @@ def prove_variants(
             passed.append(msgspec.structs.replace(variant, parity=parity))
     for file in {v.file for v in variants} - {v.file for v in passed}:
         (staging / file).unlink()
-    rung = next((v for v in passed if v.precision == "int8-per-token"), None)
-    if rung is None or ("native" not in rung.parity and native_is_here()):
-        shutil.rmtree((staging / NATIVE_NAME).parent, ignore_errors=True)
     return Ladder(tuple(passed), failures)

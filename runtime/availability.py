@@ -4,12 +4,12 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-from .backend import EXECUTES
+from .backend import EXECUTES, choose_variant
 from .engine_cache import EngineCache, cached_sidecar, shipped_engines
 from .errors import CoromError
 from .gpu_machine import this_machine
-from .manifest import Manifest
-from .native_weights import weights_entry
+from .manifest import Manifest, Variant
+from .native_weights import require_index
 
 
 def why_not(
@@ -28,7 +28,7 @@ def why_not(
         return f"it does not execute {precision}"
     if device == "cpu":
         if backend == "native":
-            return _message(lambda: _require_native(manifest))
+            return _message(lambda: _require_native(manifest, precision))
         return _why_not_openvino(precision) if backend == "openvino" else None
     machine = this_machine()
     missing = list(machine.missing)
@@ -67,10 +67,13 @@ def why_not_auto(
     device: str,
 ) -> str | None:
     """Return why "auto" does not take this backend: it cannot run, or was not proven at export."""
-    for variant in manifest.variants:
-        if device == "cpu" and variant.precision == precision and backend not in variant.parity:
-            proven = ", ".join(variant.parity) or "none"
-            return f"the bundle's {precision} was proven on: {proven}; ask for another by name"
+    if precision == "auto":
+        variant: Variant | None = choose_variant(manifest, "auto", backend)
+    else:
+        variant = next((v for v in manifest.variants if v.precision == precision), None)
+    if device == "cpu" and variant is not None and backend not in variant.parity:
+        proven = ", ".join(variant.parity) or "none"
+        return f"the bundle's {variant.precision} was proven on: {proven}; ask for another by name"
     return why_not(bundle, manifest, precision, engine_cache, backend, device)
 
 
@@ -82,11 +85,11 @@ def _why_not_openvino(precision: str) -> str | None:
     return _message(lambda: require_precision(open_core(), precision))
 
 
-def _require_native(manifest: Manifest) -> None:
+def _require_native(manifest: Manifest, precision: str) -> None:
     from .native_library import require_native
 
-    require_native()
-    weights_entry(manifest)
+    require_native(choose_variant(manifest, precision, "native").precision)
+    require_index(manifest)
 
 
 def _installed(module: str) -> bool:

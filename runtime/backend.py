@@ -12,7 +12,7 @@ from .cpus import int8_saturates
 from .engine_cache import EngineCache
 from .errors import InputError, UnavailableError
 from .manifest import Manifest, Precision, Variant, checked_file
-from .native_weights import weights_entry
+from .native_weights import load_native_weights
 
 
 class Backend(Protocol):
@@ -41,16 +41,16 @@ class Streaming(Protocol):
 
 BACKENDS = {
     "tensorrt": ("cuda",),
+    "native": ("cpu",),
     "onnxruntime": ("cuda", "cpu"),
     "openvino": ("cpu",),
-    "native": ("cpu",),
 }
-"""Backend names and the devices each runs on, in the order "auto" tries them."""
+"""Backend names and the devices each runs on; "auto" tries them in this order on each device."""
 EXECUTES: dict[str, tuple[Precision, ...]] = {
     "tensorrt": ("fp32", "fp16"),
+    "native": ("fp32", "bf16", "int8-per-token"),
     "onnxruntime": ("fp32", "fp16", "int8"),
     "openvino": ("fp32", "bf16", "int8-per-token", "int8"),
-    "native": ("int8-per-token",),
 }
 """The precisions that each backend executes as such."""
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -59,15 +59,13 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 def pairs(precision: str = "auto") -> list[tuple[str, str]]:
     """Return every backend with every device it runs on, in the order "auto" tries them.
 
-    Who asks for bf16 or int8 asks for speed: on CPUs that is OpenVINO's first, but for int8 on
-    processors without VNNI, where ONNX Runtime is twice as fast, and for int8-per-token, where
-    corom's own kernels are.
+    The GPU goes before the CPU. int8 is OpenVINO's first, but for processors without VNNI, where
+    ONNX Runtime is twice as fast.
     """
     found = [(name, device) for name, devices in BACKENDS.items() for device in devices]
-    if precision == "bf16" or (precision == "int8" and not int8_saturates()):
+    found.sort(key=lambda pair: pair[1] == "cpu")
+    if precision == "int8" and not int8_saturates():
         found.sort(key=lambda pair: pair == ("onnxruntime", "cpu"))
-    if precision == "int8-per-token":
-        found.sort(key=lambda pair: pair == ("openvino", "cpu"))
     return found
 
 
@@ -181,9 +179,9 @@ def open_backend(
     if name == "native":
         from .backend_native import NativeBackend
 
-        weights = checked_file(bundle, weights_entry(manifest))
+        weights = load_native_weights(bundle, manifest)
         return NativeBackend(
-            weights, manifest.dimension, manifest.pooling, threads, workers=workers or 1
+            weights, variant.precision, manifest.pooling, threads, workers=workers or 1
         )
     graph = checked_file(bundle, manifest.entry(variant.file))
     for entry in manifest.files:

@@ -1,25 +1,25 @@
-"""native: corom's own kernels for int8-per-token, on CPUs with AVX-512 and VNNI.
+"""native: corom's own kernels, on CPUs with AVX-512.
 
-Every token is quantized as it comes and nothing is padded, so a text's vector is the same, bit for
-bit, alone and in any batch, by one thread and by many; a length never seen before costs nothing.
+Nothing is padded and every value of a text is summed in the same order, so its vector is the same,
+bit for bit, alone and in any batch, by one thread and by many; a length never seen before costs
+nothing.
 """
 
 import os
-from pathlib import Path
 from queue import SimpleQueue
 
 from .batching import Batch
-from .errors import BundleError, CoromError
-from .manifest import Pooling
-from .native_library import NativeModel, NativeRunner
-from .native_weights import load_native_weights
+from .errors import CoromError
+from .manifest import Pooling, Precision
+from .native_library import NativeEncoder, NativeRunner
+from .native_weights import NativeWeights
 from .vectors import Vectors
 
 
 class NativeBackend:
     """One model in memory, and a runner for each of ``workers`` executions at once.
 
-    Raises ``UnavailableError`` without the kernels or on a CPU that lacks what they need.
+    Raises ``UnavailableError`` without the kernels or on a CPU that lacks what the precision needs.
     """
 
     # Fewer rows than others want: there is no padding to save, and what they write stays in the
@@ -27,18 +27,18 @@ class NativeBackend:
     batch_tokens = 192
 
     def __init__(
-        self, weights: Path, dimension: int, pooling: Pooling, threads: int, workers: int = 1
+        self,
+        weights: NativeWeights,
+        precision: Precision,
+        pooling: Pooling,
+        threads: int,
+        workers: int = 1,
     ) -> None:
-        model = NativeModel(load_native_weights(weights), mean_pooled=pooling == "mean")
-        if model.dimension != dimension:
-            raise BundleError(
-                f"'{weights}' gives vectors of {model.dimension} values, the manifest says "
-                f"{dimension}. Export the bundle again."
-            )
+        encoder = NativeEncoder(weights, precision, pooling)
         self._process = os.getpid()
         self._idle: SimpleQueue[NativeRunner] = SimpleQueue()
         for _ in range(workers):
-            self._idle.put(NativeRunner(model, threads))
+            self._idle.put(NativeRunner(encoder, threads))
 
     def run(self, batch: Batch) -> Vectors:
         """Return the un-normalized vectors of a batch, (B, H); waits for a runner that is idle."""

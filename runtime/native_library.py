@@ -5,6 +5,7 @@ The structures mirror those of ``native/encoder.cpp``.
 
 import ctypes
 import os
+from collections.abc import Callable
 from ctypes import POINTER, Structure, byref, c_float, c_int, c_int64, c_void_p
 from functools import cache
 from importlib.util import find_spec
@@ -14,12 +15,19 @@ import numpy.typing as npt
 
 from .cpus import cpu_flags, cpu_model
 from .errors import InputError, UnavailableError
-from .native_weights import Linear, NativeWeights
+from .manifest import Pooling, Precision
+from .native_weights import COARSE, FINE, NativeWeights
 from .vectors import Vectors
 
-NEEDED = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni")
+EVERYWHERE = ("avx512f", "avx512bw", "avx512dq", "avx512vl")
 """What the kernels are compiled for, as Linux names it."""
-INTERFACE = 2
+NEEDED: dict[Precision, tuple[str, ...]] = {
+    "fp32": EVERYWHERE,
+    "bf16": (*EVERYWHERE, "avx512_bf16"),
+    "int8-per-token": (*EVERYWHERE, "avx512_vnni"),
+}
+"""What each precision needs of a CPU; their order is that of ``Number`` in native/encoder.cpp."""
+INTERFACE = 3
 """Of the functions and structures below; raised with every change of them."""
 MOST_THREADS = 1024
 _MODULE = "corom.runtime._native"
@@ -30,14 +38,15 @@ _AGAIN = (
 )
 
 
-def require_native() -> None:
+def require_native(precision: Precision) -> None:
     """Raise ``UnavailableError`` unless the kernels are installed and this CPU executes them."""
     flags = cpu_flags()
-    missing = [flag for flag in NEEDED if flag not in flags]
+    missing = [flag for flag in NEEDED[precision] if flag not in flags]
     if missing:
         raise UnavailableError(
             f"this CPU ({cpu_model()}) has no {', '.join(missing)}, or does not tell: backend "
-            "'native' needs AVX-512 with VNNI. Take backend openvino, or another precision."
+            f"'native' needs {', '.join(NEEDED[precision])} for {precision}. Take another backend, "
+            "or another precision."
         )
     if find_spec(_MODULE) is None:
         raise UnavailableError(
@@ -47,33 +56,37 @@ def require_native() -> None:
     _library()
 
 
-def native_is_here() -> bool:
+def native_executes(precision: Precision) -> bool:
     """Say whether ``require_native`` has nothing against it."""
     try:
-        require_native()
+        require_native(precision)
     except UnavailableError:
         return False
     return True
 
 
-class _Linear(Structure):
-    _fields_ = [("codes", c_void_p), ("scales", c_void_p), ("bias", c_void_p)]
+_LAYER_PARTS = (
+    "query",
+    "key",
+    "value",
+    "output",
+    "inner",
+    "outer",
+    "attention_norm",
+    "output_norm",
+)
 
 
-class _Norm(Structure):
+class _Part(Structure):
     _fields_ = [("weight", c_void_p), ("bias", c_void_p)]
 
 
 class _Layer(Structure):
-    _fields_ = [
-        ("query", _Linear),
-        ("key_value", _Linear),
-        ("output", _Linear),
-        ("inner", _Linear),
-        ("outer", _Linear),
-        ("attention_norm", _Norm),
-        ("output_norm", _Norm),
-    ]
+    _fields_ = [(part, _Part) for part in _LAYER_PARTS]
+
+
+class _Activation(Structure):
+    _fields_ = [("coarse", c_void_p), ("fine", c_void_p)]
 
 
 class _Model(Structure):
@@ -84,11 +97,10 @@ class _Model(Structure):
         ("inner_width", c_int64),
         ("mean_pooled", c_int64),
         ("epsilon", c_float),
-        ("activation_end", c_float),
-        ("activation", c_void_p),
+        ("activation", _Activation),
         ("words", c_void_p),
         ("position_table", c_void_p),
-        ("norm", _Norm),
+        ("norm", _Part),
     ]
 
 
@@ -105,9 +117,9 @@ def _library() -> ctypes.CDLL:
     if interface is None or interface() != INTERFACE:
         raise UnavailableError(f"the kernels of backend 'native' are of another corom. {_AGAIN}")
     for name, result, arguments in (
-        ("corom_model", c_void_p, [POINTER(_Model)]),
-        ("corom_add_layer", c_int, [c_void_p, c_float, POINTER(_Layer)]),
-        ("corom_free_model", None, [c_void_p]),
+        ("corom_encoder", c_void_p, [POINTER(_Model), c_int]),
+        ("corom_add_layer", c_int, [c_void_p, POINTER(_Layer)]),
+        ("corom_free_encoder", None, [c_void_p]),
         ("corom_runner", c_void_p, [c_void_p, c_int]),
         ("corom_free_runner", None, [c_void_p]),
         ("corom_run", c_int, [*[c_void_p] * 3, c_int, c_int, c_void_p]),
@@ -117,54 +129,54 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-class NativeModel:
-    """Weights as the kernels take them; freed with the last reference.
+class NativeEncoder:
+    """Weights as the kernels take them in one precision; freed with the last reference.
 
     Raises ``UnavailableError`` without the kernels, and ``MemoryError``.
     """
 
-    def __init__(self, weights: NativeWeights, *, mean_pooled: bool) -> None:
-        require_native()
+    def __init__(self, weights: NativeWeights, precision: Precision, pooling: Pooling) -> None:
+        require_native(precision)
         self._library = _library()
-        self._tables = (weights.words, weights.positions)  # used where they are
-        self.dimension = weights.words.shape[1]
-        epsilon = float(weights.epsilon[0])
+        sizes, arrays = weights.sizes, weights.arrays
+        self._tables = (arrays["words"], arrays["positions"])  # used where they are
+        self.dimension = sizes.hidden
         model = _Model(
-            vocabulary=len(weights.words),
-            positions=len(weights.positions),
-            width=self.dimension,
-            inner_width=weights.inner.codes.shape[1],
-            mean_pooled=mean_pooled,
-            epsilon=epsilon,
-            activation_end=float(weights.activation[0]),
-            activation=weights.activation[1:].ctypes.data,
-            words=weights.words.ctypes.data,
-            position_table=weights.positions.ctypes.data,
-            norm=_norm(weights.norm),
+            vocabulary=sizes.words,
+            positions=sizes.positions,
+            width=sizes.hidden,
+            inner_width=sizes.inner,
+            mean_pooled=pooling == "mean",
+            epsilon=weights.epsilon,
+            activation=_Activation(*(_address(weights.activation[d]) for d in (COARSE, FINE))),
+            words=_address(arrays["words"]),
+            position_table=_address(arrays["positions"]),
+            norm=_part(arrays, "norm"),
         )
-        self.handle = self._library.corom_model(byref(model))
+        number = list(NEEDED).index(precision)
+        self.handle = self._library.corom_encoder(byref(model), number)
         if self.handle is None:
             raise MemoryError
-        for index in range(len(weights.output_norm)):
-            layer = _layer(weights, index, self.dimension)
-            if self._library.corom_add_layer(self.handle, epsilon, byref(layer)):
+        for index in range(sizes.layers):
+            parts = (_part(arrays, f"layers.{index}.{part}") for part in _LAYER_PARTS)
+            if self._library.corom_add_layer(self.handle, byref(_Layer(*parts))):
                 raise MemoryError
 
     def __del__(self) -> None:
         if getattr(self, "handle", None) is not None:
-            self._library.corom_free_model(self.handle)
+            self._library.corom_free_encoder(self.handle)
 
 
 class NativeRunner:
     """Threads that execute one batch at a time, with the memory that this takes."""
 
-    def __init__(self, model: NativeModel, threads: int) -> None:
+    def __init__(self, encoder: NativeEncoder, threads: int) -> None:
         self._library = _library()
-        self._model = model
+        self._encoder = encoder
         self._process = os.getpid()
         self._handle = None
         if threads <= MOST_THREADS:
-            self._handle = self._library.corom_runner(model.handle, threads)
+            self._handle = self._library.corom_runner(encoder.handle, threads)
         if self._handle is None:
             raise UnavailableError(
                 f"no {threads} threads can be started here. Ask for fewer: threads=1 (--threads 1)."
@@ -178,7 +190,7 @@ class NativeRunner:
         input_ids = np.ascontiguousarray(input_ids, np.int64)
         lengths = np.ascontiguousarray(lengths, np.int64)
         rows, width = input_ids.shape
-        vectors = np.empty((rows, self._model.dimension), np.float32)
+        vectors = np.empty((rows, self._encoder.dimension), np.float32)
         failed = self._library.corom_run(
             self._handle,
             input_ids.ctypes.data,
@@ -193,30 +205,17 @@ class NativeRunner:
             raise InputError("a text has token ids or a length that the model does not have.")
         return vectors
 
-    def __del__(self) -> None:
+    def __del__(self, getpid: Callable[[], int] = os.getpid) -> None:  # os is gone at the very end
         # In a forked process there are no threads that could be waited for.
-        if getattr(self, "_handle", None) is not None and os.getpid() == self._process:
+        if getattr(self, "_handle", None) is not None and getpid() == self._process:
             self._library.corom_free_runner(self._handle)
 
 
-def _layer(weights: NativeWeights, index: int, hidden: int) -> _Layer:
-    projected = weights.query_key_value
-    return _Layer(
-        query=_linear(projected, index),
-        key_value=_linear(projected, index, first=hidden),
-        output=_linear(weights.output, index),
-        inner=_linear(weights.inner, index),
-        outer=_linear(weights.outer, index),
-        attention_norm=_norm(weights.attention_norm[index]),
-        output_norm=_norm(weights.output_norm[index]),
-    )
+def _part(arrays: dict[str, Vectors], name: str) -> _Part:
+    bias = arrays.get(f"{name}.bias")  # none of the keys for [CLS]
+    return _Part(_address(arrays[f"{name}.weight"]), None if bias is None else _address(bias))
 
 
-def _linear(linear: Linear, index: int, first: int = 0) -> _Linear:
-    codes, scales, bias = (part[index, first:] for part in linear)
-    return _Linear(codes.ctypes.data, scales.ctypes.data, bias.ctypes.data)
-
-
-def _norm(weight_and_bias: Vectors) -> _Norm:
-    weight, bias = weight_and_bias
-    return _Norm(weight.ctypes.data, bias.ctypes.data)
+def _address(array: Vectors) -> int:
+    address: int = array.ctypes.data
+    return address

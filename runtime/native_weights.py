@@ -1,139 +1,153 @@
-"""What backend "native" executes: an encoder's weights as plain arrays, in a file of the bundle.
+"""What backend "native" executes: where in the bundle's fp32 graph an encoder's weights lie.
 
-Letters in shapes: V words, P positions, L layers, H hidden values, F those of the feed-forward
-layer. Matrices are (outputs, inputs); the scale of attention's scores is in the query weights.
+The graph holds them as plain arrays, and an index in the bundle has the place of each: the bundle
+holds them once, for every precision that the backend makes of them.
 """
 
-import zipfile
+from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from .errors import BundleError, UnavailableError
-from .manifest import FileEntry, Manifest
+from .manifest import Manifest, Pooling, checked_file
 from .vectors import Vectors
 
-NATIVE_NAME = "native/model_int8_per_token.npz"
+INDEX_NAME = "native/weights.json"
 GROUP = 64
 """Values of a token with one scale in int8-per-token, by every backend; benchmarks/README.md has
-others. The kernels want as many of an attention head."""
-DEGREE = 12
-"""Of the polynomial that an activation is: see ``native/math.h``."""
+others. The kernels want as many of an attention head, in every precision."""
 WIDEST = 4096
 """Hidden values that the kernels can normalize."""
+COARSE, FINE = 12, 16
+"""Degrees of the polynomials that an activation is, the finer one for fp32: see native/math.h."""
 
 
-class Linear(NamedTuple):
-    """The 8-bit form of one linear layer in each of L layers."""
+class Sizes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Of an encoder; ``inner``: values of a token between the two halves of feed-forward."""
 
-    codes: npt.NDArray[np.int8]
-    """(L, outputs, inputs)"""
-    scales: Vectors
-    """(L, outputs)"""
-    bias: Vectors
-    """(L, outputs)"""
+    layers: int
+    hidden: int
+    inner: int
+    words: int
+    positions: int
+
+    def fit(self) -> bool:
+        """Say whether the kernels execute such an encoder."""
+        whole = self.hidden % GROUP == self.inner % GROUP == 0
+        return whole and self.hidden <= WIDEST and min(msgspec.structs.astuple(self)) > 0
+
+
+class Place(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where in which file of the bundle an array of float32 begins; little-endian, by rows."""
+
+    file: str
+    offset: int
+
+
+class Index(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The contents of the index."""
+
+    sizes: Sizes
+    epsilon: float
+    """Of every LayerNorm."""
+    activation: dict[int, list[float]]
+    """Polynomials by their degree: where the bump ends, then the coefficients."""
+    arrays: dict[str, Place]
+    """By the names of ``array_shapes``."""
 
 
 class NativeWeights(NamedTuple):
-    """An encoder in int8-per-token. Norms are weight and bias, one after the other."""
+    """An encoder: what the index says, and the arrays it points to."""
 
-    epsilon: Vectors
-    """(1,), of every LayerNorm"""
-    activation: Vectors
-    """(DEGREE + 2,): where the bump ends, then its coefficients"""
-    words: Vectors
-    """(V, H)"""
-    positions: Vectors
-    """(P, H), the token type's vector in each"""
-    norm: Vectors
-    """(2, H), of the embeddings"""
-    query_key_value: Linear
-    """3H outputs, H inputs"""
-    output: Linear
-    """H outputs, H inputs"""
-    attention_norm: Vectors
-    """(L, 2, H)"""
-    inner: Linear
-    """F outputs, H inputs"""
-    outer: Linear
-    """H outputs, F inputs"""
-    output_norm: Vectors
-    """(L, 2, H)"""
+    sizes: Sizes
+    epsilon: float
+    activation: dict[int, Vectors]
+    arrays: dict[str, Vectors]
 
 
-def weights_entry(manifest: Manifest) -> FileEntry:
-    """Return the entry of the file; raises ``UnavailableError`` if the bundle has none."""
-    for entry in manifest.files:
-        if entry.path == NATIVE_NAME:
-            return entry
-    raise UnavailableError(
-        f"bundle '{manifest.name}' has nothing for backend 'native': it was exported without "
-        f"int8-per-token or by an earlier corom, its attention heads have not {GROUP} values, or "
-        f"it is wider than {WIDEST}. Export it again, from what it was made of "
-        f"({manifest.source.uri}): corom export SOURCE -o NEW_BUNDLE --precision int8-per-token"
+def array_shapes(sizes: Sizes, pooling: Pooling) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of every array, in the order in which the graph has them.
+
+    Matrices are (outputs, inputs); the scale of attention's scores is in the query weights, the
+    token type's vector in every position. Where [CLS] alone attends, keys need no bias.
+    """
+    hidden, inner = sizes.hidden, sizes.inner
+    shapes: dict[str, tuple[int, ...]] = {
+        "positions": (sizes.positions, hidden),
+        "words": (sizes.words, hidden),
+        "norm.weight": (hidden,),
+        "norm.bias": (hidden,),
+    }
+    for layer in range(sizes.layers):
+        for part, shape in (
+            ("query", (hidden, hidden)),
+            ("key", (hidden, hidden)),
+            ("value", (hidden, hidden)),
+            ("output", (hidden, hidden)),
+            ("attention_norm", (hidden,)),
+            ("inner", (inner, hidden)),
+            ("outer", (hidden, inner)),
+            ("output_norm", (hidden,)),
+        ):
+            shapes[f"layers.{layer}.{part}.weight"] = shape
+            shapes[f"layers.{layer}.{part}.bias"] = shape[:1]
+    if pooling == "cls":
+        del shapes[f"layers.{sizes.layers - 1}.key.bias"]
+    return shapes
+
+
+def require_index(manifest: Manifest) -> None:
+    """Raise ``UnavailableError`` if the bundle has no index."""
+    if all(entry.path != INDEX_NAME for entry in manifest.files):
+        raise UnavailableError(
+            f"bundle '{manifest.name}' has nothing for backend 'native': it was exported by an "
+            f"earlier corom, its attention heads have not {GROUP} values, its layers are no "
+            f"multiple of that, or it is wider than {WIDEST}. Export it again, from what it was "
+            f"made of ({manifest.source.uri}): corom export SOURCE -o NEW_BUNDLE"
+        )
+
+
+def load_native_weights(bundle: Path, manifest: Manifest) -> NativeWeights:
+    """Read an encoder's weights, after the hashes of their files are found to be as recorded.
+
+    Raises ``UnavailableError`` if the bundle has none, and ``BundleError`` for an index that does
+    not point to an encoder's.
+    """
+    require_index(manifest)
+    path = checked_file(bundle, manifest.entry(INDEX_NAME))
+    try:
+        index = msgspec.json.decode(path.read_bytes(), type=Index)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BundleError(f"'{path}' cannot be read: {error}. Export the bundle again.") from None
+    polynomials = {degree: len(numbers) for degree, numbers in index.activation.items()}
+    if (
+        not index.sizes.fit()
+        or index.sizes.hidden != manifest.dimension
+        or polynomials != {COARSE: COARSE + 2, FINE: FINE + 2}
+        or list(index.arrays) != list(array_shapes(index.sizes, manifest.pooling))
+    ):
+        raise BundleError(f"'{path}' does not describe an encoder. Export the bundle again.")
+    files = {
+        name: checked_file(bundle, manifest.entry(name))
+        for name in sorted({place.file for place in index.arrays.values()})
+    }
+    return NativeWeights(
+        index.sizes,
+        index.epsilon,
+        {degree: np.array(numbers, np.float32) for degree, numbers in index.activation.items()},
+        {
+            name: _read(files[index.arrays[name].file], index.arrays[name].offset, shape)
+            for name, shape in array_shapes(index.sizes, manifest.pooling).items()
+        },
     )
 
 
-def save_native_weights(path: Path, weights: NativeWeights) -> None:
-    """Write the arrays as they are: reading them needs no pickle."""
-    path.parent.mkdir(exist_ok=True)
-    arrays: dict[str, Any] = _named(weights)
-    np.savez(path, **arrays)
-
-
-def load_native_weights(path: Path) -> NativeWeights:
-    """Read the arrays; raises ``BundleError`` for a file that does not hold an encoder."""
-    try:
-        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as file:
-            arrays = {name: np.ascontiguousarray(file[name]) for name in file.files}
-        fields: list[Any] = [
-            Linear(*(arrays.pop(f"{field}.{part}") for part in Linear._fields))
-            if kind is Linear
-            else arrays.pop(field)
-            for field, kind in NativeWeights.__annotations__.items()
-        ]
-        weights = NativeWeights(*fields)
-        found = {name: (array.dtype.str, array.shape) for name, array in _named(weights).items()}
-        whole = not arrays and found == _expected(weights)
-    except Exception as error:  # a damaged zip or array raises errors of half a dozen classes
-        raise BundleError(f"'{path}' cannot be read: {error}. Export the bundle again.") from None
-    if not whole:
-        raise BundleError(f"'{path}' does not hold an encoder. Export the bundle again.")
-    return weights
-
-
-def _named(weights: NativeWeights) -> dict[str, npt.NDArray[Any]]:
-    named: dict[str, npt.NDArray[Any]] = {}
-    for field, value in weights._asdict().items():
-        parts = value._asdict() if isinstance(value, Linear) else {"": value}
-        named |= {f"{field}.{part}".rstrip("."): array for part, array in parts.items()}
-    return named
-
-
-def _expected(weights: NativeWeights) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Return type and shape of every array, as the sizes of a few of them have it."""
-    words, hidden = weights.words.shape
-    layers, inner, _ = weights.inner.codes.shape
-    shapes: dict[str, tuple[int, ...]] = {
-        "epsilon": (1,),
-        "activation": (DEGREE + 2,),
-        "words": (words, hidden),
-        "positions": (len(weights.positions), hidden),
-        "norm": (2, hidden),
-        "attention_norm": (layers, 2, hidden),
-        "output_norm": (layers, 2, hidden),
-    }
-    expected = {name: ("<f4", shape) for name, shape in shapes.items()}
-    for name, outputs, inputs in (
-        ("query_key_value", 3 * hidden, hidden),
-        ("output", hidden, hidden),
-        ("inner", inner, hidden),
-        ("outer", hidden, inner),
-    ):
-        expected[f"{name}.codes"] = ("|i1", (layers, outputs, inputs))
-        expected[f"{name}.scales"] = expected[f"{name}.bias"] = ("<f4", (layers, outputs))
-    fits = hidden % GROUP == inner % GROUP == 0 and hidden <= WIDEST
-    some = all((words, hidden, layers, inner, len(weights.positions)))
-    return expected if fits and some else {}
+def _read(path: Path, offset: int, shape: tuple[int, ...]) -> Vectors:
+    if not 0 <= offset <= path.stat().st_size - 4 * prod(shape):
+        raise BundleError(
+            f"'{path}' has no {prod(shape)} values from byte {offset} on. Export the bundle again."
+        )
+    return np.fromfile(path, "<f4", prod(shape), offset=offset).reshape(shape)

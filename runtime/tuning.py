@@ -13,7 +13,7 @@ from .cache import cache_root
 from .cpus import available_cpus, cpu_model
 from .errors import InputError
 from .manifest import Manifest, Precision, manifest_sha256
-from .native_library import native_is_here
+from .native_library import native_executes
 from .packages import installed_version
 from .whole_file import whole_file
 
@@ -63,7 +63,7 @@ def check_tuned(tuned: object) -> None:
 def this_machine() -> str:
     """Return what the speed of a backend depends on here."""
     found = [f"{name} {version}" for name in _PACKAGES if (version := installed_version(name))]
-    if native_is_here():
+    if native_executes("fp32"):
         found.append("native")
     return ", ".join([cpu_model(), f"{available_cpus()} CPUs", *found])
 

@@ -126,6 +126,7 @@ def test_bf16_is_refused_where_the_cpu_lacks_it(
     with pytest.raises(UnavailableError, match=message):
         opened(tiny_bundle, precision="bf16")
     monkeypatch.setattr("corom.export.rungs.open_core", OldCpu)
+    monkeypatch.setattr("corom.runtime.native_library.cpu_flags", set)
     with pytest.raises(UnavailableError, match=message):  # before the source is even looked at
         export_bundle("absent", tmp_path / "bundle", precisions=("bf16",))
 

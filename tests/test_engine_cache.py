@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from corom.runtime.backend import choose_backend, choose_variant
+from corom.runtime.backend import EXECUTES, choose_backend, choose_variant
 from corom.runtime.engine_cache import cached_engine, find_engine, shipped_engines
 from corom.runtime.engine_table import engine_table
 from corom.runtime.errors import (
@@ -263,19 +263,28 @@ def test_auto_takes_the_first_that_can_run() -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "saturates", "first"),
+    ("precision", "saturates", "first", "second"),
     [
-        ("int8", False, "openvino"),
-        ("int8", True, "onnxruntime"),
-        ("bf16", True, "openvino"),
-        ("fp32", False, "onnxruntime"),
+        ("int8", False, "openvino", "onnxruntime"),
+        ("int8", True, "onnxruntime", "openvino"),
+        ("int8-per-token", False, "native", "openvino"),
+        ("bf16", True, "native", "openvino"),
+        ("fp32", False, "native", "onnxruntime"),
     ],
 )
 def test_auto_takes_what_is_fastest_on_a_cpu_for_a_precision_that_was_asked_for(
-    monkeypatch: pytest.MonkeyPatch, precision: str, saturates: bool, first: str
+    monkeypatch: pytest.MonkeyPatch, precision: str, saturates: bool, first: str, second: str
 ) -> None:
     monkeypatch.setattr("corom.runtime.backend.int8_saturates", lambda: saturates)
-    assert choose_backend("auto", "cpu", lambda *_: None, precision) == (first, "cpu")
+
+    def why_not(backend: str, _device: str) -> str | None:
+        return None if precision in EXECUTES[backend] else "it does not execute that"
+
+    def why_not_the_first(backend: str, device: str) -> str | None:
+        return "it is missing" if backend == first else why_not(backend, device)
+
+    assert choose_backend("auto", "cpu", why_not, precision) == (first, "cpu")
+    assert choose_backend("auto", "cpu", why_not_the_first, precision) == (second, "cpu")
 
 
 def test_auto_precision_is_fp16_for_tensorrt_only(bundle: Path) -> None:

@@ -111,7 +111,7 @@ def test_a_vector_depends_on_its_batch_by_no_more_than_the_bound(
 def test_another_backend_does_not_stand_in(
     bundle: Path, corom: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    with pytest.raises(UnavailableError, match="int8-per-token is executed by: openvino"):
+    with pytest.raises(UnavailableError, match="int8-per-token is executed by: native, openvino"):
         Encoder(bundle, precision="int8-per-token", backend="onnxruntime")
     done = corom("embed", bundle, "头痛", "--precision", "int8-per-token")
     assert done.returncode == 0, done.stderr

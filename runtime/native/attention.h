@@ -6,8 +6,8 @@
 #include <algorithm>
 
 #include "buffer.h"
-#include "codes.h"
 #include "math.h"
+#include "rows.h"
 #include "tiles.h"
 
 namespace corom {
@@ -112,11 +112,27 @@ inline void transpose_keys(const float* keys, int step, int tokens, float* out) 
   }
 }
 
+// `count` rows of `into`, from `first_row` on, get 64 values as their group `group`: the `values`
+// of the tokens, each times its score.
+template <typename Number>
+void mix(const float* scores, int width, int count, const float* values, int step, int tokens,
+         AttentionSpace& space, Rows<Number>& into, int first_row, int group) {
+  dense<4>(scores, width, count, values, step, tokens, space.mixed.at(0), GROUP);
+  for (int r = 0; r < count; r++) {
+    __m512 mixed[4];
+    for (int i = 0; i < 4; i++) {
+      mixed[i] = _mm512_loadu_ps(space.mixed.at(std::size_t(r) * GROUP + 16 * i));
+    }
+    encode(mixed, into, first_row + r, group);
+  }
+}
+
 // Attend with `rows` queries to the `tokens` of a text, and write what is gathered as rows
 // `first_row` … of `into`, group `head`. The queries carry the scale of the scores already.
-inline void attend(const float* queries, int query_step, int rows, const float* keys,
-                   const float* values, int step, int tokens, AttentionSpace& space,
-                   CodedRows& into, int first_row, int head) {
+template <typename Number>
+void attend(const float* queries, int query_step, int rows, const float* keys, const float* values,
+            int step, int tokens, AttentionSpace& space, Rows<Number>& into, int first_row,
+            int head) {
   const int width = padded(tokens);
   float* scores = space.scores.at(0);
   transpose_keys(keys, step, tokens, space.keys.at(0));
@@ -134,14 +150,47 @@ inline void attend(const float* queries, int query_step, int rows, const float* 
       dense<1>(block, query_step, count, space.keys.at(t), width, HEAD, scores + t, width);
     }
     for (int r = 0; r < count; r++) softmax(scores + std::size_t(r) * width, tokens);
-    dense<4>(scores, width, count, values, step, tokens, space.mixed.at(0), HEAD);
-    for (int r = 0; r < count; r++) {
-      __m512 mixed[4];
-      for (int i = 0; i < 4; i++) {
-        mixed[i] = _mm512_loadu_ps(space.mixed.at(std::size_t(r) * HEAD + 16 * i));
+    mix(scores, width, count, values, step, tokens, space, into, first_row + first, head);
+  }
+}
+
+// scores (rows, padded tokens) = wanted (rows, width) · tokens (tokens, width) of a few rows, for
+// which turning the tokens round would take longer than the products do.
+inline void score(const float* wanted, int rows, const float* tokens, int width, int count,
+                  float* scores) {
+  const int step = padded(count);
+  in_tiles(rows, [&]<int ROWS>(int first) {
+    for (int token = 0; token < count; token++) {
+      __m512 sums[ROWS];
+#pragma GCC unroll 8
+      for (int r = 0; r < ROWS; r++) sums[r] = _mm512_setzero_ps();
+      for (int i = 0; i < width; i += 16) {
+        const __m512 values = _mm512_loadu_ps(tokens + std::size_t(token) * width + i);
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; r++) {
+          const float* row = wanted + std::size_t(first + r) * width;
+          sums[r] = _mm512_fmadd_ps(_mm512_loadu_ps(row + i), values, sums[r]);
+        }
       }
-      encode(mixed, into, first_row + first + r, head);
+#pragma GCC unroll 8
+      for (int r = 0; r < ROWS; r++) {
+        scores[std::size_t(first + r) * step + token] = _mm512_reduce_add_ps(sums[r]);
+      }
     }
+  });
+}
+
+// Attend with a few queries (rows, width), already times the keys' weights, to the tokens
+// themselves. Rows of `into`, from `first_row` on, get the tokens, mixed by their scores.
+template <typename Number>
+void attend_to_tokens(const float* wanted, int rows, const float* tokens, int width, int count,
+                      AttentionSpace& space, Rows<Number>& into, int first_row) {
+  float* scores = space.scores.at(0);
+  score(wanted, rows, tokens, width, count, scores);
+  for (int r = 0; r < rows; r++) softmax(scores + std::size_t(r) * padded(count), count);
+  for (int group = 0; group < width / GROUP; group++) {
+    mix(scores, padded(count), rows, tokens + group * GROUP, width, count, space, into, first_row,
+        group);
   }
 }
 

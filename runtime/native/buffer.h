@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdlib>
 #include <new>
+#include <utility>
 
 namespace corom {
 
@@ -14,8 +15,8 @@ class Buffer {
  public:
   Buffer() = default;
   explicit Buffer(std::size_t size) { reserve(size); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
+  Buffer(Buffer&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
   ~Buffer() { std::free(data_); }
 
   void reserve(std::size_t size) {

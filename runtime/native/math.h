@@ -24,8 +24,8 @@ inline __m512 exponential(__m512 x) {
 
 // ReLU, GELU and its tanh form are all max(x, 0) less a bump that depends on |x| alone and is gone
 // at `end`. The bump is a polynomial in |x| · 2 / end - 1; the exporter chooses it.
+template <int DEGREE>
 struct Activation {
-  static constexpr int DEGREE = 12;
   float end;
   float coefficients[DEGREE + 1];
 

@@ -1,4 +1,4 @@
-// LayerNorm of a row, with the sum that comes before it and the codes that are made of it.
+// LayerNorm of a row, with the sum that comes before it.
 #pragma once
 
 #include <immintrin.h>
@@ -7,7 +7,7 @@
 #include <cstring>
 
 #include "buffer.h"
-#include "codes.h"
+#include "rows.h"
 
 namespace corom {
 
@@ -21,8 +21,9 @@ class Norm {
     std::memcpy(bias_.at(0), bias, width * sizeof(float));
   }
 
-  // out = LayerNorm(row + other); all (width,), `out` may be either. `into`: gets it as codes too.
-  void operator()(const float* row, const float* other, float* out, CodedRows* into,
+  // out = LayerNorm(row + other); all (width,), `out` may be either. `into`: gets it too.
+  template <typename Number>
+  void operator()(const float* row, const float* other, float* out, Rows<Number>* into,
                   int into_row) const {
     const int vectors = width_ / 16;
     __m512 values[WIDEST / 16];

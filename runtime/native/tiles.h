@@ -1,7 +1,19 @@
 // Rows in tiles: as many at once as fit into the registers.
 #pragma once
 
+#include <type_traits>
+#include <utility>
+
 namespace corom {
+
+// Call `step` for 0 … COUNT, each a constant: what is indexed by them stays in registers, which GCC
+// does not make sure of for a loop that it unrolls.
+template <int COUNT, typename Step>
+[[gnu::always_inline]] inline void each(const Step& step) {
+  [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
+    (step(std::integral_constant<int, I>()), ...);
+  }(std::make_integer_sequence<int, COUNT>());
+}
 
 constexpr int TILE = 6;  // rows; of 64 columns: 24 sums, 4 of the right side, 1 of the left
 

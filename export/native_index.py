@@ -1,0 +1,140 @@
+"""Where the weights of a bundle's fp32 graph lie, for backend "native"."""
+
+import mmap
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from torch import nn
+
+from corom.runtime.native_weights import (
+    COARSE,
+    FINE,
+    GROUP,
+    INDEX_NAME,
+    Index,
+    Place,
+    Sizes,
+    array_shapes,
+)
+from corom.runtime.vectors import Vectors
+
+from .config import EncoderConfig
+from .encoder import Attention, Layer, TorchEncoder
+from .quantized_graph import FP32_GRAPH
+
+REST_NAME = "native/weights.bin"
+BUMP_ENDS = {COARSE: 5.0, FINE: 5.5}
+"""Where |x| is so large that an activation gives x, or 0: GELU's bump is 1e-6 and 1e-7 there."""
+
+
+def fits_native(config: EncoderConfig) -> bool:
+    """Say whether the kernels execute an encoder of this shape."""
+    return _sizes(config).fit() and config.head_size == GROUP
+
+
+def export_native_index(staging: Path, encoder: TorchEncoder, config: EncoderConfig) -> None:
+    """Write where the fp32 graph, which was made of the same checkpoint, has the weights.
+
+    ``encoder`` must not be ``flat``, and ``fits_native`` be true of it.
+    """
+    assert not encoder.flat
+    layers = [layer for layer in encoder.layers if isinstance(layer, Layer)]
+    arrays = _arrays(encoder, layers)
+    path = staging / INDEX_NAME
+    path.parent.mkdir()
+    index = Index(
+        sizes=_sizes(config),
+        epsilon=encoder.embeddings.norm.eps,
+        activation={
+            degree: activation_polynomial(layers[0].activation, degree).tolist()
+            for degree in BUMP_ENDS
+        },
+        arrays=_places(
+            staging,
+            {name: arrays[name] for name in array_shapes(_sizes(config), encoder.pooling)},
+        ),
+    )
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(index), indent=1) + b"\n")
+
+
+def activation_polynomial(
+    activation: Callable[[torch.Tensor], torch.Tensor], degree: int
+) -> Vectors:
+    """Return where the bump ends, and the coefficients that ``Activation`` of native/math.h wants.
+
+    They interpolate max(x, 0) - activation(x), which for each of ours depends on |x| alone, at
+    Chebyshev's points: GELU to 1e-5 and 4e-7. A step of an 8-bit code is a thousand times 1e-5, one
+    of float32 at the end of the bump is 5e-7.
+    """
+    end = BUMP_ENDS[degree]
+    places = np.cos(np.pi * (np.arange(2000) + 0.5) / 2000)
+    sizes = torch.from_numpy((places + 1) * end / 2)
+    bump = (sizes - activation(sizes)).numpy()
+    chebyshev = np.polynomial.chebyshev.chebfit(places, bump, degree)
+    coefficients = np.polynomial.chebyshev.cheb2poly(chebyshev)
+    full = np.zeros(degree + 2, np.float32)  # cheb2poly drops what is zero at the end
+    full[0] = end
+    full[1 : 1 + len(coefficients)] = coefficients
+    return full
+
+
+def _sizes(config: EncoderConfig) -> Sizes:
+    return Sizes(
+        layers=config.layers,
+        hidden=config.hidden,
+        inner=config.intermediate,
+        words=config.vocab_size,
+        positions=config.max_positions,
+    )
+
+
+def _arrays(encoder: TorchEncoder, layers: list[Layer]) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {
+        "positions": encoder.embeddings.positions,
+        "words": encoder.embeddings.words.weight,
+    }
+    named: dict[str, nn.Module] = {"norm": encoder.embeddings.norm}
+    for number, layer in enumerate(layers):
+        assert isinstance(layer.attention, Attention)
+        for part in ("query", "key", "value", "output"):
+            named[f"layers.{number}.{part}"] = getattr(layer.attention, part)
+        for part in ("attention_norm", "inner", "outer", "output_norm"):
+            named[f"layers.{number}.{part}"] = getattr(layer, part)
+    for name, module in named.items():
+        found |= {f"{name}.{part}": value for part, value in module.named_parameters()}
+    return found
+
+
+def _places(staging: Path, arrays: dict[str, torch.Tensor]) -> dict[str, Place]:
+    """Return where files of the bundle have each array's bytes.
+
+    What the fp32 graph does not hold as it is, as [CLS]'s values, which it has turned round, goes
+    into a file of its own.
+    """
+    # The second has the weights if they are too large for the graph's own file.
+    names = [name for name in (FP32_GRAPH, f"{FP32_GRAPH}.data") if (staging / name).exists()]
+    places: dict[str, Place] = {}
+    with ExitStack() as stack:
+        rest = stack.enter_context((staging / REST_NAME).open("wb"))
+        files = {}
+        for name in names:
+            file = stack.enter_context((staging / name).open("rb"))
+            files[name] = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        ends = dict.fromkeys(names, 0)
+        for array, tensor in arrays.items():
+            content = np.ascontiguousarray(tensor.detach().numpy(), "<f4").tobytes()
+            places[array] = Place(REST_NAME, rest.tell())
+            # Behind the one before, where it is unless the order is another.
+            for name, start in [*ends.items(), *dict.fromkeys(names, 0).items()]:
+                offset = files[name].find(content, start)
+                if offset >= 0:
+                    places[array] = Place(name, offset)
+                    ends[name] = offset + len(content)
+                    break
+            else:
+                rest.write(content)
+    return places

@@ -1,0 +1,60 @@
+// A BERT encoder's weights.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <type_traits>
+#include <variant>
+#include <vector>
+
+#include "attention.h"
+#include "buffer.h"
+#include "math.h"
+#include "norm.h"
+#include "weights.h"
+
+namespace corom {
+
+// What is one head's, or one panel's, is written as one group.
+static_assert(HEAD == GROUP && PANEL == GROUP);
+
+// Of attention to all tokens: keys and values are made of each.
+template <typename Number>
+struct Projections {
+  Weights<Number> key, value;
+};
+
+// Of attention by each text's first token alone: its query is multiplied by the keys' weights, and
+// the tokens by its scores, before anything is made of them. In fp32: this is hardly any work.
+struct FirstProjections {
+  Buffer<float> key;  // (H, H)
+  Weights<Fp32> value;
+};
+
+// Attention and feed-forward, each with its residual and norm.
+template <typename Number>
+struct Layer {
+  Weights<Number> query, output, inner, outer;
+  Norm attention_norm, output_norm;
+  std::variant<Projections<Number>, FirstProjections> projections;
+};
+
+template <typename Number>
+struct Model {
+  // 1e-5 is a hundredth of the step between two codes, and of one in bf16 for most values.
+  static constexpr int DEGREE = std::is_same_v<Number, Fp32> ? 16 : 12;
+
+  int width;        // values of a token, H
+  int inner_width;  // of the feed-forward layer
+  std::int64_t vocabulary, positions_there;
+  bool mean_pooled;        // else the vector is that of the first token
+  const float* words;      // (vocabulary, H), owned by the caller
+  const float* positions;  // (positions, H), the same
+  Activation<DEGREE> activation;
+  Norm norm;
+  std::vector<std::unique_ptr<Layer<Number>>> layers;
+
+  int heads() const { return width / HEAD; }
+};
+
+}  // namespace corom

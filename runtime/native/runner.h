@@ -1,0 +1,89 @@
+// Executes batches, one at a time, by the threads of a team.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "model.h"
+#include "steps.h"
+#include "team.h"
+
+namespace corom {
+
+class AnyRunner {
+ public:
+  virtual ~AnyRunner() = default;
+  // Whether the model has a vector for every id, and positions for every length.
+  virtual bool can_run(const Texts& texts) const = 0;
+  virtual void run(const Texts& texts, float* vectors) = 0;
+};
+
+template <typename Number>
+class Runner : public AnyRunner {
+ public:
+  Runner(const Model<Number>& model, int threads)
+      : model_(model), team_(threads), spaces_(threads) {}
+
+  bool can_run(const Texts& texts) const override {
+    for (int text = 0; text < texts.count; text++) {
+      const std::int64_t length = texts.lengths[text];
+      if (length < 1 || length > texts.width || length > model_.positions_there) return false;
+      const std::int64_t* ids = texts.ids + std::size_t(text) * texts.width;
+      const auto unknown = [&](std::int64_t id) { return id < 0 || id >= model_.vocabulary; };
+      if (std::any_of(ids, ids + length, unknown)) return false;
+    }
+    return true;
+  }
+
+  void run(const Texts& texts, float* vectors) override {
+    if (texts.count >= APART * team_.size())
+      run_apart(texts, vectors);
+    else
+      run_together(texts, vectors);
+  }
+
+ private:
+  // Texts for each thread from which on none waits for another between two steps.
+  static constexpr int APART = 4;
+
+  void run_together(const Texts& texts, float* vectors) {
+    spaces_[0].reserve(model_, texts, team_.size());
+    team_.run([&](int member) {
+      encode_texts(model_, texts, spaces_[0], member, team_.size(), vectors,
+                   [this] { team_.meet(); });
+    });
+  }
+
+  // Each member takes as many tokens, of whole texts.
+  void run_apart(const Texts& texts, float* vectors) {
+    const int members = team_.size();
+    std::int64_t tokens = 0;
+    for (int text = 0; text < texts.count; text++) tokens += texts.lengths[text];
+    std::vector<Texts> parts;
+    std::int64_t before = 0;
+    for (int text = 0, first = 0; text < texts.count; text++) {
+      before += texts.lengths[text];
+      const bool last = text + 1 == texts.count;
+      if (!last && before * members < tokens * std::int64_t(parts.size() + 1)) continue;
+      parts.push_back({texts.ids + std::size_t(first) * texts.width, texts.lengths + first,
+                       text + 1 - first, texts.width});
+      first = text + 1;
+    }
+    for (std::size_t part = 0; part < parts.size(); part++) {
+      spaces_[part].reserve(model_, parts[part], 1);
+    }
+    team_.run([&](int member) {
+      if (member >= int(parts.size())) return;
+      const Texts& part = parts[member];
+      const std::size_t row = part.lengths - texts.lengths;
+      encode_texts(model_, part, spaces_[member], 0, 1, vectors + row * model_.width, [] {});
+    });
+  }
+
+  const Model<Number>& model_;
+  Team team_;
+  std::vector<Space<Number>> spaces_;
+};
+
+}  // namespace corom

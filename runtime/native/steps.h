@@ -1,0 +1,287 @@
+// Texts to vectors, a step at a time, each shared among threads.
+#pragma once
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <deque>
+#include <variant>
+#include <vector>
+
+#include "attention.h"
+#include "buffer.h"
+#include "model.h"
+#include "product.h"
+#include "rows.h"
+#include "team.h"
+
+namespace corom {
+
+// The texts of one execution: `width` ids a row, of which the first `lengths[row]` count.
+struct Texts {
+  const std::int64_t* ids;
+  const std::int64_t* lengths;
+  int count, width;
+};
+
+// What one execution writes on its way, kept from one to the next. There is no padding: the tokens
+// of all texts are the rows of one matrix, T in all. B texts, heads n.
+template <typename Number>
+struct Space {
+  std::vector<int> starts;                            // of each text among the tokens; their number
+  Buffer<float> hidden, sums, queries, keys, values;  // (T, H) each
+  Rows<Number> tokens, gathered;                      // the same
+  Rows<Number> inner;
+  // Of a layer for first tokens alone
+  Buffer<float> wanted;                  // (B · n, H)
+  Rows<Fp32> mixed;                      // the same
+  std::vector<int> by_head;              // (n, B) rows of `mixed`
+  std::deque<AttentionSpace> attention;  // one a thread
+
+  void reserve(const Model<Number>& model, const Texts& texts, int threads) {
+    starts.assign(1, 0);
+    int longest = 0;
+    for (int text = 0; text < texts.count; text++) {
+      const int length = int(texts.lengths[text]);
+      starts.push_back(starts.back() + length);
+      longest = std::max(longest, length);
+    }
+    const std::size_t rows = starts.back(), values_there = rows * model.width;
+    hidden.reserve(values_there);
+    sums.reserve(values_there);
+    queries.reserve(values_there);
+    keys.reserve(values_there);
+    values.reserve(values_there);
+    tokens.reserve(rows, model.width);
+    gathered.reserve(rows, model.width);
+    inner.reserve(rows, model.inner_width);
+    if (!model.mean_pooled) {
+      const int heads = model.heads();
+      const std::size_t head_rows = std::size_t(texts.count) * heads;
+      wanted.reserve(head_rows * model.width);
+      mixed.reserve(head_rows, model.width);
+      by_head.resize(head_rows);
+      for (int row = 0; row < int(head_rows); row++) {
+        by_head[row % heads * texts.count + row / heads] = row;
+      }
+    }
+    while (int(attention.size()) < threads) attention.emplace_back();
+    for (AttentionSpace& space : attention) space.reserve(longest);
+  }
+};
+
+// One member's part of every step of an execution. Between two steps the members meet.
+template <typename Number>
+class Part {
+ public:
+  Part(const Model<Number>& model, const Texts& texts, Space<Number>& space, int member,
+       int members)
+      : model_(model), texts_(texts), space_(space), member_(member), members_(members) {}
+
+  void embed() const {
+    const int width = model_.width;
+    for (int text = 0; text < texts_.count; text++) {
+      const int start = space_.starts[text], end = space_.starts[text + 1];
+      const Share mine = share(end - start);
+      for (int token = mine.begin; token < mine.end; token++) {
+        const std::int64_t id = texts_.ids[std::size_t(text) * texts_.width + token];
+        const int row = start + token;
+        model_.norm(model_.words + std::size_t(id) * width,
+                    model_.positions + std::size_t(token) * width, hidden(row), &space_.tokens,
+                    row);
+      }
+    }
+  }
+
+  void project(const Layer<Number>& layer, const Projections<Number>& other) const {
+    const int panels = layer.query.panels();
+    const Share mine = share(3 * panels);
+    const auto multiplied = [&](int index, const Weights<Number>& weights, Buffer<float>& out) {
+      const int begin = std::clamp(mine.begin - index * panels, 0, panels);
+      const int end = std::clamp(mine.end - index * panels, 0, panels);
+      product(space_.tokens, rows(), nullptr, weights, begin, end, written(out));
+    };
+    multiplied(0, layer.query, space_.queries);
+    multiplied(1, other.key, space_.keys);
+    multiplied(2, other.value, space_.values);
+  }
+
+  void attend() const {
+    const int width = model_.width, heads = model_.heads();
+    const Share mine = share(texts_.count * heads);
+    for (int unit = mine.begin; unit < mine.end; unit++) {
+      const int text = unit / heads, head = unit % heads;
+      const int start = space_.starts[text], tokens = space_.starts[text + 1] - start;
+      const std::size_t first = std::size_t(start) * width + head * HEAD;
+      corom::attend(space_.queries.at(first), width, tokens, space_.keys.at(first),
+                    space_.values.at(first), width, tokens, space_.attention[member_],
+                    space_.gathered, start, head);
+    }
+  }
+
+  // Queries of each text's first token.
+  void project_first(const Layer<Number>& layer) const {
+    const Share mine = share(layer.query.panels());
+    product(space_.tokens, texts_.count, space_.starts.data(), layer.query, mine.begin, mine.end,
+            written(space_.queries));
+  }
+
+  // What each head of a first token looks for in the tokens: q · (W x) = (q · W) · x. The keys'
+  // bias would add the same to all scores of a row, which softmax does not see.
+  void turn_first(const FirstProjections& projections) const {
+    const int width = model_.width, heads = model_.heads(), panels = width / PANEL;
+    const Share mine = share(heads * panels);
+    for (int unit = mine.begin; unit < mine.end; unit++) {
+      const int head = unit / panels, column = unit % panels * PANEL;
+      dense<4>(space_.queries.at(head * HEAD), width, texts_.count,
+               projections.key.at(std::size_t(head) * HEAD * width + column), width, HEAD,
+               space_.wanted.at(std::size_t(head) * width + column), heads * width);
+    }
+  }
+
+  void attend_first() const {
+    const int width = model_.width, heads = model_.heads();
+    const int parts = (heads + HEADS_AT_ONCE - 1) / HEADS_AT_ONCE;
+    const Share mine = share(texts_.count * parts);
+    for (int unit = mine.begin; unit < mine.end; unit++) {
+      const int text = unit / parts, head = unit % parts * HEADS_AT_ONCE;
+      const int start = space_.starts[text], tokens = space_.starts[text + 1] - start;
+      const int row = text * heads + head;
+      attend_to_tokens(space_.wanted.at(std::size_t(row) * width),
+                       std::min(HEADS_AT_ONCE, heads - head), hidden(start), width, tokens,
+                       space_.attention[member_], space_.mixed, row);
+    }
+  }
+
+  // The values of mixed tokens are the values mixed.
+  void gather_first(const FirstProjections& projections) const {
+    const Share mine = share(model_.heads());
+    for (int head = mine.begin; head < mine.end; head++) {
+      product(space_.mixed, texts_.count, &space_.by_head[std::size_t(head) * texts_.count],
+              projections.value, head, head + 1, [&](int row, int panel, const __m512 values[4]) {
+                encode(values, space_.gathered, row, panel);
+              });
+    }
+  }
+
+  // sums = what attention gathered · weights + bias
+  void output(const Layer<Number>& layer, bool first_only) const {
+    const Share mine = share(layer.output.panels());
+    product(space_.gathered, rows(first_only), nullptr, layer.output, mine.begin, mine.end,
+            written(space_.sums));
+  }
+
+  // sums = attention's norm of them and the tokens
+  void norm_attention(const Layer<Number>& layer, bool first_only) const {
+    const Share mine = share(rows(first_only));
+    for (int row = mine.begin; row < mine.end; row++) {
+      layer.attention_norm(sums(row), hidden(first_only ? space_.starts[row] : row), sums(row),
+                           &space_.tokens, row);
+    }
+  }
+
+  // inner = activation(tokens · weights + bias)
+  void widen(const Layer<Number>& layer, bool first_only) const {
+    const Share mine = share(layer.inner.panels());
+    const auto activation = model_.activation;
+    Rows<Number>& inner = space_.inner;
+    product(space_.tokens, rows(first_only), nullptr, layer.inner, mine.begin, mine.end,
+            [&inner, activation](int row, int panel, const __m512 values[4]) {
+              __m512 active[4];
+#pragma GCC unroll 4
+              for (int i = 0; i < 4; i++) active[i] = activation(values[i]);
+              encode(active, inner, row, panel);
+            });
+  }
+
+  // hidden = inner · weights + bias
+  void narrow(const Layer<Number>& layer, bool first_only) const {
+    const Share mine = share(layer.outer.panels());
+    product(space_.inner, rows(first_only), nullptr, layer.outer, mine.begin, mine.end,
+            written(space_.hidden));
+  }
+
+  // hidden = the layer's output
+  void norm_output(const Layer<Number>& layer, bool first_only) const {
+    const Share mine = share(rows(first_only));
+    for (int row = mine.begin; row < mine.end; row++) {
+      layer.output_norm(hidden(row), sums(row), hidden(row), first_only ? nullptr : &space_.tokens,
+                        row);
+    }
+  }
+
+  void pool(float* vectors) const {
+    const int width = model_.width;
+    const Share mine = share(texts_.count);
+    for (int text = mine.begin; text < mine.end; text++) {
+      float* vector = vectors + std::size_t(text) * width;
+      if (!model_.mean_pooled) {
+        std::memcpy(vector, hidden(text), width * sizeof(float));
+        continue;
+      }
+      const int start = space_.starts[text], end = space_.starts[text + 1];
+      std::fill_n(vector, width, 0.0f);
+      for (int token = start; token < end; token++) {
+        const float* values = hidden(token);
+        for (int i = 0; i < width; i++) vector[i] += values[i];
+      }
+      for (int i = 0; i < width; i++) vector[i] /= float(end - start);
+    }
+  }
+
+ private:
+  // Of one token: so many stay in the level-1 cache, and one text has work for several threads.
+  static constexpr int HEADS_AT_ONCE = 4;
+
+  int rows(bool first_only = false) const {
+    return first_only ? texts_.count : space_.starts.back();
+  }
+  Share share(int count) const { return Share(count, member_, members_); }
+  float* hidden(int row) const { return space_.hidden.at(std::size_t(row) * model_.width); }
+  float* sums(int row) const { return space_.sums.at(std::size_t(row) * model_.width); }
+
+  // Stores a product's results in `out` (rows, H).
+  auto written(Buffer<float>& out) const {
+    return [&out, width = model_.width](int row, int panel, const __m512 values[4]) {
+      float* to = out.at(std::size_t(row) * width + panel * PANEL);
+      for (int i = 0; i < 4; i++) _mm512_store_ps(to + 16 * i, values[i]);
+    };
+  }
+
+  const Model<Number>& model_;
+  const Texts& texts_;
+  Space<Number>& space_;
+  const int member_, members_;
+};
+
+// Texts to vectors (count, H), a step a line; `meet` returns when all members have done theirs.
+template <typename Number, typename Meet>
+void encode_texts(const Model<Number>& model, const Texts& texts, Space<Number>& space, int member,
+                  int members, float* vectors, const Meet& meet) {
+  const Part<Number> part(model, texts, space, member, members);
+  part.embed(), meet();
+  for (const auto& layer : model.layers) {
+    // With [CLS] pooling the last layer's output is needed for the first token alone.
+    const auto* first = std::get_if<FirstProjections>(&layer->projections);
+    const bool first_only = first != nullptr;
+    if (first_only) {
+      part.project_first(*layer), meet();
+      part.turn_first(*first), meet();
+      part.attend_first(), meet();
+      part.gather_first(*first), meet();
+    } else {
+      part.project(*layer, std::get<Projections<Number>>(layer->projections)), meet();
+      part.attend(), meet();
+    }
+    part.output(*layer, first_only), meet();
+    part.norm_attention(*layer, first_only), meet();
+    part.widen(*layer, first_only), meet();
+    part.narrow(*layer, first_only), meet();
+    part.norm_output(*layer, first_only), meet();
+  }
+  part.pool(vectors);
+}
+
+}  // namespace corom
