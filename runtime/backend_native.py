@@ -24,7 +24,7 @@ class NativeBackend:
 
     # Fewer rows than others want: there is no padding to save, and what they write stays in the
     # level-2 cache; benchmarks/README.md.
-    batch_tokens = 192
+    batch_tokens = 256
 
     def __init__(
         self,

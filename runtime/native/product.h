@@ -58,6 +58,7 @@ template <typename Number, int ROWS, typename Store>
   each<ROWS>([&](auto r) __attribute__((always_inline)) {
     values[r] = rows.values(order ? order[first + r] : first + r);
   });
+  __m512 results[ROWS][4];
   if constexpr (!is_coded<Number>) {
     Sums<Number, ROWS> sums;
     each<ROWS>([&](auto r) __attribute__((always_inline)) {
@@ -65,12 +66,12 @@ template <typename Number, int ROWS, typename Store>
         sums[r][i] = _mm512_load_ps(weights.bias(panel) + 16 * i);
       });
     });
-    for (int first = 0; first < rows.groups() * GROUP; first += GROUP) {
-      add_panel<Number, ROWS>(values, first, weights.panel(panel) + first * PANEL, sums);
+    for (int first_input = 0; first_input < rows.groups() * GROUP; first_input += GROUP) {
+      add_panel<Number, ROWS>(values, first_input, weights.panel(panel) + first_input * PANEL,
+                              sums);
     }
     each<ROWS>([&](auto r) __attribute__((always_inline)) {
-      const __m512 results[4] = {sums[r][0], sums[r][1], sums[r][2], sums[r][3]};
-      store(first + r, panel, results);
+      each<4>([&](auto i) __attribute__((always_inline)) { results[r][i] = sums[r][i]; });
     });
   } else {
     const float* scales[ROWS];
@@ -97,14 +98,14 @@ template <typename Number, int ROWS, typename Store>
       });
     }
     each<ROWS>([&](auto r) __attribute__((always_inline)) {
-      __m512 results[4];
       each<4>([&](auto i) __attribute__((always_inline)) {
-        results[i] = _mm512_fmadd_ps(total[r][i], _mm512_load_ps(weights.scales(panel) + 16 * i),
-                                     _mm512_load_ps(weights.bias(panel) + 16 * i));
+        results[r][i] = _mm512_fmadd_ps(total[r][i], _mm512_load_ps(weights.scales(panel) + 16 * i),
+                                        _mm512_load_ps(weights.bias(panel) + 16 * i));
       });
-      store(first + r, panel, results);
     });
   }
+#pragma GCC unroll 1
+  for (int r = 0; r < ROWS; r++) store(first + r, panel, results[r]);
 }
 
 // Rows × panels `begin` to `end` of the weights. `order`: which rows of `rows`; null is all.
