@@ -34,6 +34,7 @@ from .engine import (
 )
 from .errors import RungError
 from .graph import export_graph
+from .native_index import export_native_index, fits_native
 from .parity import (
     choose_golden,
     pass_gate,
@@ -98,6 +99,8 @@ def export_bundle(
         say("Exporting the ONNX graph")
         export_graph(TorchEncoder(checkpoint, flat=True), staging / GRAPHS["fp32"], recipe.opset)
         encoder = TorchEncoder(checkpoint)
+        if fits_native(checkpoint.config):
+            export_native_index(staging, encoder, checkpoint.config)
         required: set[Precision] = {"fp32", "fp16"} if engines else {"fp32"}
         wanted = required | set(precisions)
         if "int8" in wanted and calibration_texts is None:

@@ -67,8 +67,8 @@ def activation_polynomial(
     """Return where the bump ends, and the coefficients that ``Activation`` of native/math.h wants.
 
     They interpolate max(x, 0) - activation(x), which for each of ours depends on |x| alone, at
-    Chebyshev's points: GELU to 1e-5 and 4e-7. A step of an 8-bit code is a thousand times 1e-5, one
-    of float32 at the end of the bump is 5e-7.
+    Chebyshev's points: GELU to 1e-5 and 4e-7. A step between two 8-bit codes is a
+    thousand times the one, a step of float32 at the end of the bump about the other.
     """
     end = BUMP_ENDS[degree]
     places = np.cos(np.pi * (np.arange(2000) + 0.5) / 2000)
@@ -133,7 +133,7 @@ def _places(staging: Path, arrays: dict[str, torch.Tensor]) -> dict[str, Place]:
                 offset = files[name].find(content, start)
                 if offset >= 0:
                     places[array] = Place(name, offset)
-                    ends[name] = offset + len(content)
+                    ends[name] = max(ends[name], offset + len(content))
                     break
             else:
                 rest.write(content)

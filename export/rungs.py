@@ -18,7 +18,7 @@ from corom.runtime.native_weights import INDEX_NAME
 from .checkpoint import Checkpoint
 from .config import EncoderConfig
 from .encoder import TorchEncoder
-from .native_index import export_native_index, fits_native
+from .native_index import fits_native
 from .parity import NOTHING_PUBLISHED, pass_gate
 from .per_token_graph import PER_TOKEN_GRAPH, export_per_token_graph, require_groups
 from .precision import HALF_GRAPH, export_half_graphs
@@ -85,8 +85,6 @@ def make_rungs(
 
     Raises ``ParityError`` if fp16 arithmetic fails and engines are to be built from it.
     """
-    if fits_native(checkpoint.config):
-        export_native_index(staging, encoder, checkpoint.config)
     made: list[Precision] = [p for p in ("fp32", "bf16") if p in wanted]
     failures = []
     if "fp16" in wanted:

@@ -22,10 +22,6 @@ class NativeBackend:
     Raises ``UnavailableError`` without the kernels or on a CPU that lacks what the precision needs.
     """
 
-    # Fewer rows than others want: there is no padding to save, and what they write stays in the
-    # level-2 cache; benchmarks/README.md.
-    batch_tokens = 256
-
     def __init__(
         self,
         weights: NativeWeights,
@@ -34,6 +30,9 @@ class NativeBackend:
         threads: int,
         workers: int = 1,
     ) -> None:
+        # Fewer rows than others want: there is no padding to save, and what they write stays in the
+        # level-2 cache; benchmarks/README.md.
+        self.batch_tokens = 128 * max(2, threads)
         encoder = NativeEncoder(weights, precision, pooling)
         self._process = os.getpid()
         self._idle: SimpleQueue[NativeRunner] = SimpleQueue()

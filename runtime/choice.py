@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from .availability import why_not_auto
+from .availability import why_not, why_not_auto
 from .backend import choose_backend, choose_variant
 from .cpus import available_cpus
 from .engine_cache import EngineCache
@@ -55,7 +55,8 @@ def choose(folder: Path, manifest: Manifest, asked: Asked) -> Choice:
     Raises ``InputError`` for what does not exist, ``UnavailableError`` for what cannot run here.
     """
     backend, device, precision, threads, workers, engine_cache, tuned, adaptive = asked
-    cannot = partial(why_not_auto, folder, manifest, precision, engine_cache)
+    reason = why_not_auto if backend == "auto" else why_not
+    cannot = partial(reason, folder, manifest, precision, engine_cache)
     name, device = choose_backend(backend, device, cannot, precision)
     check_tuned(tuned)
     adaptive = adaptive and workers is None and device == "cpu"

@@ -112,9 +112,9 @@ class Encoder:
         self._closed = False
         self._before_close: dict[Callable[[], None], None] = {}
         self._lock = threading.Lock()
-        # Without parity it is about to be measured, by the exporter.
-        rounded = self.precision in ROUNDED and choice.variant.parity
-        if self.backend_name == "tensorrt" or rounded:
+        # Without parity it is about to be measured, by the exporter. The kernels are compiled here.
+        differs = self.precision in ROUNDED or self.backend_name == "native"
+        if self.backend_name == "tensorrt" or (differs and choice.variant.parity):
             self._prove(folder, tokenizer_json, choice.variant.tolerance.cosine_min)
         logger.info("%s: %s", manifest.name, self.choice)
 

@@ -26,7 +26,7 @@ NEEDED: dict[Precision, tuple[str, ...]] = {
     "bf16": (*EVERYWHERE, "avx512_bf16"),
     "int8-per-token": (*EVERYWHERE, "avx512_vnni"),
 }
-"""What each precision needs of a CPU; their order is that of ``Number`` in native/encoder.cpp."""
+"""What each precision needs of a CPU; in the order of ``Precision`` of native/encoder.cpp."""
 INTERFACE = 3
 """Of the functions and structures below; raised with every change of them."""
 MOST_THREADS = 1024

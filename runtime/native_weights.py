@@ -58,6 +58,24 @@ class Index(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     arrays: dict[str, Place]
     """By the names of ``array_shapes``."""
 
+    def fits(self, pooling: Pooling, size_bytes: int) -> bool:
+        """Say whether this can be an encoder, whose arrays lie in so many bytes."""
+        polynomials = {degree: len(numbers) for degree, numbers in self.activation.items()}
+        numbers = [number for one in self.activation.values() for number in one]
+        if not (
+            self.sizes.fit()
+            and self.sizes.layers <= len(self.arrays)  # before their shapes are made
+            and polynomials == {COARSE: COARSE + 2, FINE: FINE + 2}
+            and all(abs(number) < 1e3 for number in numbers)
+            and all(one[0] > 0 for one in self.activation.values())
+            and 0 < self.epsilon < 1
+        ):
+            return False
+        shapes = array_shapes(self.sizes, pooling)
+        return (
+            list(self.arrays) == list(shapes) and 4 * sum(map(prod, shapes.values())) <= size_bytes
+        )
+
 
 class NativeWeights(NamedTuple):
     """An encoder: what the index says, and the arrays it points to."""
@@ -103,10 +121,11 @@ def require_index(manifest: Manifest) -> None:
     """Raise ``UnavailableError`` if the bundle has no index."""
     if all(entry.path != INDEX_NAME for entry in manifest.files):
         raise UnavailableError(
-            f"bundle '{manifest.name}' has nothing for backend 'native': it was exported by an "
-            f"earlier corom, its attention heads have not {GROUP} values, its layers are no "
-            f"multiple of that, or it is wider than {WIDEST}. Export it again, from what it was "
-            f"made of ({manifest.source.uri}): corom export SOURCE -o NEW_BUNDLE"
+            f"bundle '{manifest.name}' has nothing for backend 'native'. Either its attention "
+            f"heads have not {GROUP} values, its layers are no multiple of that, or it is wider "
+            f"than {WIDEST}: take another backend. Or an earlier corom exported it: export it "
+            f"again, from what it was made of ({manifest.source.uri}): "
+            "corom export SOURCE -o NEW_BUNDLE"
         )
 
 
@@ -122,18 +141,11 @@ def load_native_weights(bundle: Path, manifest: Manifest) -> NativeWeights:
         index = msgspec.json.decode(path.read_bytes(), type=Index)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"'{path}' cannot be read: {error}. Export the bundle again.") from None
-    polynomials = {degree: len(numbers) for degree, numbers in index.activation.items()}
-    if (
-        not index.sizes.fit()
-        or index.sizes.hidden != manifest.dimension
-        or polynomials != {COARSE: COARSE + 2, FINE: FINE + 2}
-        or list(index.arrays) != list(array_shapes(index.sizes, manifest.pooling))
-    ):
+    entries = [manifest.entry(name) for name in {place.file for place in index.arrays.values()}]
+    size_bytes = sum(entry.size_bytes for entry in entries)
+    if not (index.sizes.hidden == manifest.dimension and index.fits(manifest.pooling, size_bytes)):
         raise BundleError(f"'{path}' does not describe an encoder. Export the bundle again.")
-    files = {
-        name: checked_file(bundle, manifest.entry(name))
-        for name in sorted({place.file for place in index.arrays.values()})
-    }
+    files = {entry.path: checked_file(bundle, entry) for entry in entries}
     return NativeWeights(
         index.sizes,
         index.epsilon,

@@ -16,11 +16,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from corom.export import graph as graph_module
 from corom.export.bundle import export_bundle
 from corom.export.native_index import BUMP_ENDS, REST_NAME, activation_polynomial
 from corom.runtime import DynamicBatcher, Encoder, load_manifest
+from corom.runtime.availability import why_not_auto
+from corom.runtime.backend import choose_backend
 from corom.runtime.cpus import cpu_flags
-from corom.runtime.errors import BundleError, CoromError, InputError, UnavailableError
+from corom.runtime.errors import (
+    BundleError,
+    CoromError,
+    InputError,
+    ParityError,
+    UnavailableError,
+)
 from corom.runtime.manifest import Pooling, Precision, save_manifest
 from corom.runtime.native_library import (
     EVERYWHERE,
@@ -272,7 +281,7 @@ def test_a_vector_is_the_same_alone_in_any_batch_and_by_any_threads(
     width = max(lengths) + data.draw(st.integers(0, 3))
     rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
     ids = rng.integers(0, 300, (len(lengths), width))
-    runner = NativeRunner(encoder, threads=data.draw(st.sampled_from([1, 2, 3])))
+    runner = NativeRunner(encoder, threads=data.draw(st.sampled_from([1, 2, 3, 5, 16])))
     together = runner.run(ids, np.array(lengths))
     one = NativeRunner(encoder, threads=1)
     for row, length in enumerate(lengths):
@@ -384,6 +393,19 @@ def test_auto_takes_it_and_says_so(bundle: Path) -> None:
         Encoder(bundle, backend="native", precision="int8")
 
 
+@every_rung
+def test_kernels_that_give_wrong_vectors_are_noticed_when_they_are_opened(
+    precision: Precision, changed: Callable[..., Path]
+) -> None:
+    def swap(index: dict[str, Any]) -> None:
+        arrays = index["arrays"]
+        first, second = "layers.0.query.weight", "layers.0.key.weight"
+        arrays[first], arrays[second] = arrays[second], arrays[first]
+
+    with pytest.raises(ParityError, match=f"{precision} by native on cpu gives wrong vectors"):
+        Encoder(changed(swap), backend="native", precision=precision)
+
+
 @needs_native
 def test_auto_does_not_take_it_where_it_was_not_proven(bundle: Path, tmp_path: Path) -> None:
     changed = tmp_path / "bundle"
@@ -397,6 +419,16 @@ def test_auto_does_not_take_it_where_it_was_not_proven(bundle: Path, tmp_path: P
         assert encoder.choice == "fp32 by onnxruntime on cpu"
     with Encoder(changed, backend="native") as encoder:
         assert encoder.choice == "fp32 by native on cpu"
+    with pytest.raises(UnavailableError, match="fp32 was proven on: onnxruntime; ask for another"):
+        choose_backend(
+            "auto",
+            "cpu",
+            lambda *pair: (
+                why_not_auto(changed, load_manifest(changed), "fp32", "off", *pair)
+                if pair[0] == "native"
+                else "not here"
+            ),
+        )
 
 
 @every_rung
@@ -532,6 +564,31 @@ def test_an_installation_without_it_says_how_to_get_it(
         assert encoder.backend_name == "onnxruntime"
 
 
+def test_weights_beside_the_graph_are_found_too(
+    checkpoint: Path, parity_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graph_module, "EXTERNAL_DATA_BYTES", 100_000)  # as 2 GiB are
+    made = tmp_path / "b"
+    manifest = export_bundle(str(checkpoint), made, parity_texts=parity_file, pooling="mean")
+    index = msgspec.json.decode((made / INDEX_NAME).read_bytes())
+    assert index["arrays"]["words"]["file"] == "onnx/model.onnx.data"
+    words = load_file(checkpoint / "model.safetensors")["embeddings.word_embeddings.weight"]
+    np.testing.assert_array_equal(
+        load_native_weights(made, manifest).arrays["words"], words.numpy()
+    )
+
+
+@needs_native
+def test_one_layer_is_enough(
+    make_checkpoint: Callable[..., Path], parity_file: Path, tmp_path: Path
+) -> None:
+    made = make_checkpoint(
+        hidden_size=64, intermediate_size=64, num_attention_heads=1, num_hidden_layers=1
+    )
+    manifest = export_bundle(str(made), tmp_path / "b", parity_texts=parity_file, pooling="cls")
+    assert manifest.variants[0].parity["native"].cosine_min > 0.99999
+
+
 @needs_native
 def test_other_heads_are_left_to_others(
     make_checkpoint: Callable[..., Path], parity_file: Path, tmp_path: Path
@@ -573,6 +630,13 @@ def changed(bundle: Path, tmp_path: Path, rehash: Callable[..., None]) -> Callab
 BROKEN: dict[str, Callable[[dict[str, Any]], object]] = {
     "a layer less": lambda index: index["sizes"].update(layers=1),
     "a layer more": lambda index: index["sizes"].update(layers=9),
+    "more layers than can be listed": lambda index: index["sizes"].update(layers=10**15),
+    "an epsilon below nothing": lambda index: index.update(epsilon=-1.0),
+    "an epsilon beyond float32": lambda index: index.update(epsilon=1e39),
+    "a polynomial of huge numbers": lambda index: index["activation"].update(
+        {str(FINE): [5.5] + [1e39] * (FINE + 1)}
+    ),
+    "a bump of no width": lambda index: index["activation"][str(FINE)].__setitem__(0, 0.0),
     "no layers": lambda index: index.update(sizes=index["sizes"] | {"layers": 0}, arrays={}),
     "another width": lambda index: index["sizes"].update(hidden=64),
     "a width of no group": lambda index: index["sizes"].update(inner=100),
@@ -585,6 +649,7 @@ BROKEN: dict[str, Callable[[dict[str, Any]], object]] = {
     "a place behind the end": lambda index: index["arrays"]["words"].update(offset=10**9),
     "a place before the beginning": lambda index: index["arrays"]["words"].update(offset=-4),
     "more words than there are": lambda index: index["sizes"].update(words=10**9),
+    "more words than a number of 64 bits": lambda index: index["sizes"].update(words=2**63 - 1),
     "a file that is not listed": lambda index: index["arrays"]["words"].update(file="x"),
     "a file outside": lambda index: index["arrays"]["words"].update(file="../x"),
 }

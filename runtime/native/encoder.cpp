@@ -27,8 +27,8 @@ struct CoromLayer {
 
 // Coefficients of corom::Activation, its `end` before them.
 struct CoromActivation {
-  const float* degree_12;
-  const float* degree_16;
+  const float* coarse;  // degree 12
+  const float* fine;    // degree 16
 };
 
 // `words` and `positions` are used where they are; everything else is copied.
@@ -73,10 +73,10 @@ class EncoderOf : public AnyEncoder {
     const auto norm = [&](const CoromPart& norm) {
       return Norm(width, epsilon_, norm.weight, norm.bias);
     };
-    model_.layers.emplace_back(new corom::Layer<Number>{
+    model_.layers.push_back(std::unique_ptr<corom::Layer<Number>>(new corom::Layer<Number>{
         weights(width, width, from.query), weights(width, width, from.output),
         weights(inner, width, from.inner), weights(width, inner, from.outer),
-        norm(from.attention_norm), norm(from.output_norm), projections(from)});
+        norm(from.attention_norm), norm(from.output_norm), projections(from)}));
   }
 
   std::unique_ptr<corom::AnyRunner> runner(int threads) const override {
@@ -102,7 +102,7 @@ class EncoderOf : public AnyEncoder {
   }
 
   static auto activation(const CoromActivation& from) {
-    const float* all = Model::DEGREE == 12 ? from.degree_12 : from.degree_16;
+    const float* all = Model::DEGREE == 12 ? from.coarse : from.fine;
     corom::Activation<Model::DEGREE> activation{all[0], {}};
     std::copy_n(all + 1, Model::DEGREE + 1, activation.coefficients);
     return activation;
@@ -119,17 +119,17 @@ class EncoderOf : public AnyEncoder {
 extern "C" {
 
 enum Result { DONE = 0, NO_MEMORY = 1, NOT_ENCODABLE = 2 };
-enum Number { FP32 = 0, BF16 = 1, INT8 = 2 };
+enum Precision { FP32 = 0, BF16 = 1, INT8 = 2 };
 
 // Raised with every change of what is below: INTERFACE of ../native_library.py.
 int corom_interface() { return 3; }
 
-void* corom_encoder(const CoromModel* from, int number) {
+void* corom_encoder(const CoromModel* from, int precision) {
   try {
     AnyEncoder* encoder = nullptr;
-    if (number == FP32) encoder = new EncoderOf<corom::Fp32>(*from);
-    if (number == BF16) encoder = new EncoderOf<corom::Bf16>(*from);
-    if (number == INT8) encoder = new EncoderOf<corom::Int8>(*from);
+    if (precision == FP32) encoder = new EncoderOf<corom::Fp32>(*from);
+    if (precision == BF16) encoder = new EncoderOf<corom::Bf16>(*from);
+    if (precision == INT8) encoder = new EncoderOf<corom::Int8>(*from);
     return encoder;
   } catch (...) {
     return nullptr;

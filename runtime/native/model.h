@@ -41,7 +41,7 @@ struct Layer {
 
 template <typename Number>
 struct Model {
-  // 1e-5 is a hundredth of the step between two codes, and of one in bf16 for most values.
+  // Degree 12 is off by 1e-5, far less than a step between two codes, or one of bf16.
   static constexpr int DEGREE = std::is_same_v<Number, Fp32> ? 16 : 12;
 
   int width;        // values of a token, H

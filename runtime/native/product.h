@@ -3,10 +3,12 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
 #include "rows.h"
+#include "share.h"
 #include "tiles.h"
 #include "weights.h"
 
@@ -108,13 +110,16 @@ template <typename Number, int ROWS, typename Store>
   for (int r = 0; r < ROWS; r++) store(first + r, panel, results[r]);
 }
 
-// Rows × panels `begin` to `end` of the weights. `order`: which rows of `rows`; null is all.
+// Parts `begin` to `end` of a product, as `cut` has them. `order`: which rows of `rows`; null is
+// all.
 template <typename Number, typename Store>
-void product(const Rows<Number>& rows, int count, const int* order, const Weights<Number>& weights,
-             int begin, int end, const Store& store) {
-  for (int panel = begin; panel < end; panel++) {
-    in_tiles(count, [&]<int ROWS>(int first) {
-      product_tile<Number, ROWS>(rows, first, order, weights, panel, store);
+void product(const Rows<Number>& rows, const int* order, const Weights<Number>& weights,
+             const Cut& cut, int begin, int end, const Store& store) {
+  for (int part = begin; part < end; part++) {
+    const Share block(cut.tiles, part % cut.blocks, cut.blocks);
+    const int first = block.begin * TILE, last = std::min(block.end * TILE, cut.rows);
+    in_tiles(last - first, [&]<int ROWS>(int row) {
+      product_tile<Number, ROWS>(rows, first + row, order, weights, part / cut.blocks, store);
     });
   }
 }

@@ -37,15 +37,39 @@ class Runner : public AnyRunner {
   }
 
   void run(const Texts& texts, float* vectors) override {
-    if (texts.count >= APART * team_.size())
-      run_apart(texts, vectors);
-    else
+    const std::vector<Texts> parts = in_parts(texts);
+    if (parts.empty())
       run_together(texts, vectors);
+    else
+      run_apart(texts, parts, vectors);
   }
 
  private:
-  // Texts for each thread from which on none waits for another between two steps.
-  static constexpr int APART = 4;
+  // Tokens for each thread from which on threads take whole texts, and do not wait for each other
+  // between two steps.
+  static constexpr int APART = 64;
+
+  // Whole texts for each thread, one after the other; none if some would have more than a quarter
+  // above the mean, or all too little.
+  std::vector<Texts> in_parts(const Texts& texts) const {
+    const int members = team_.size();
+    std::int64_t tokens = 0;
+    for (int text = 0; text < texts.count; text++) tokens += texts.lengths[text];
+    if (tokens < APART * members) return {};
+    std::vector<Texts> parts;
+    std::int64_t before = 0, begun = 0;
+    for (int text = 0, first = 0; text < texts.count; text++) {
+      before += texts.lengths[text];
+      const bool last = text + 1 == texts.count;
+      if (!last && before * members < tokens * std::int64_t(parts.size() + 1)) continue;
+      if ((before - begun) * members * 4 > tokens * 5) return {};
+      parts.push_back({texts.ids + std::size_t(first) * texts.width, texts.lengths + first,
+                       text + 1 - first, texts.width});
+      first = text + 1;
+      begun = before;
+    }
+    return parts;
+  }
 
   void run_together(const Texts& texts, float* vectors) {
     spaces_[0].reserve(model_, texts, team_.size());
@@ -55,21 +79,7 @@ class Runner : public AnyRunner {
     });
   }
 
-  // Each member takes as many tokens, of whole texts.
-  void run_apart(const Texts& texts, float* vectors) {
-    const int members = team_.size();
-    std::int64_t tokens = 0;
-    for (int text = 0; text < texts.count; text++) tokens += texts.lengths[text];
-    std::vector<Texts> parts;
-    std::int64_t before = 0;
-    for (int text = 0, first = 0; text < texts.count; text++) {
-      before += texts.lengths[text];
-      const bool last = text + 1 == texts.count;
-      if (!last && before * members < tokens * std::int64_t(parts.size() + 1)) continue;
-      parts.push_back({texts.ids + std::size_t(first) * texts.width, texts.lengths + first,
-                       text + 1 - first, texts.width});
-      first = text + 1;
-    }
+  void run_apart(const Texts& texts, const std::vector<Texts>& parts, float* vectors) {
     for (std::size_t part = 0; part < parts.size(); part++) {
       spaces_[part].reserve(model_, parts[part], 1);
     }

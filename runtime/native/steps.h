@@ -15,7 +15,7 @@
 #include "model.h"
 #include "product.h"
 #include "rows.h"
-#include "team.h"
+#include "share.h"
 
 namespace corom {
 
@@ -97,11 +97,13 @@ class Part {
 
   void project(const Layer<Number>& layer, const Projections<Number>& other) const {
     const int panels = layer.query.panels();
-    const Share mine = share(3 * panels);
+    const Cut cut(rows(), 3 * panels, members_);
+    const int parts = panels * cut.blocks;
+    const Share mine = share(3 * parts);
     const auto multiplied = [&](int index, const Weights<Number>& weights, Buffer<float>& out) {
-      const int begin = std::clamp(mine.begin - index * panels, 0, panels);
-      const int end = std::clamp(mine.end - index * panels, 0, panels);
-      product(space_.tokens, rows(), nullptr, weights, begin, end, written(out));
+      const int begin = std::clamp(mine.begin - index * parts, 0, parts);
+      const int end = std::clamp(mine.end - index * parts, 0, parts);
+      product(space_.tokens, nullptr, weights, cut, begin, end, written(out));
     };
     multiplied(0, layer.query, space_.queries);
     multiplied(1, other.key, space_.keys);
@@ -123,9 +125,8 @@ class Part {
 
   // Queries of each text's first token.
   void project_first(const Layer<Number>& layer) const {
-    const Share mine = share(layer.query.panels());
-    product(space_.tokens, texts_.count, space_.starts.data(), layer.query, mine.begin, mine.end,
-            written(space_.queries));
+    multiply(space_.tokens, texts_.count, space_.starts.data(), layer.query,
+             written(space_.queries));
   }
 
   // What each head of a first token looks for in the tokens: q · (W x) = (q · W) · x. The keys'
@@ -159,8 +160,9 @@ class Part {
   void gather_first(const FirstProjections& projections) const {
     const Share mine = share(model_.heads());
     for (int head = mine.begin; head < mine.end; head++) {
-      product(space_.mixed, texts_.count, &space_.by_head[std::size_t(head) * texts_.count],
-              projections.value, head, head + 1, [&](int row, int panel, const __m512 values[4]) {
+      product(space_.mixed, &space_.by_head[std::size_t(head) * texts_.count], projections.value,
+              Cut(texts_.count, 1, 1), head, head + 1,
+              [&](int row, int panel, const __m512 values[4]) {
                 encode(values, space_.gathered, row, panel);
               });
     }
@@ -168,9 +170,7 @@ class Part {
 
   // sums = what attention gathered · weights + bias
   void output(const Layer<Number>& layer, bool first_only) const {
-    const Share mine = share(layer.output.panels());
-    product(space_.gathered, rows(first_only), nullptr, layer.output, mine.begin, mine.end,
-            written(space_.sums));
+    multiply(space_.gathered, rows(first_only), nullptr, layer.output, written(space_.sums));
   }
 
   // sums = attention's norm of them and the tokens
@@ -184,23 +184,20 @@ class Part {
 
   // inner = activation(tokens · weights + bias)
   void widen(const Layer<Number>& layer, bool first_only) const {
-    const Share mine = share(layer.inner.panels());
     const auto activation = model_.activation;
     Rows<Number>& inner = space_.inner;
-    product(space_.tokens, rows(first_only), nullptr, layer.inner, mine.begin, mine.end,
-            [&inner, activation](int row, int panel, const __m512 values[4]) {
-              __m512 active[4];
+    multiply(space_.tokens, rows(first_only), nullptr, layer.inner,
+             [&inner, activation](int row, int panel, const __m512 values[4]) {
+               __m512 active[4];
 #pragma GCC unroll 4
-              for (int i = 0; i < 4; i++) active[i] = activation(values[i]);
-              encode(active, inner, row, panel);
-            });
+               for (int i = 0; i < 4; i++) active[i] = activation(values[i]);
+               encode(active, inner, row, panel);
+             });
   }
 
   // hidden = inner · weights + bias
   void narrow(const Layer<Number>& layer, bool first_only) const {
-    const Share mine = share(layer.outer.panels());
-    product(space_.inner, rows(first_only), nullptr, layer.outer, mine.begin, mine.end,
-            written(space_.hidden));
+    multiply(space_.inner, rows(first_only), nullptr, layer.outer, written(space_.hidden));
   }
 
   // hidden = the layer's output
@@ -241,6 +238,15 @@ class Part {
   Share share(int count) const { return Share(count, member_, members_); }
   float* hidden(int row) const { return space_.hidden.at(std::size_t(row) * model_.width); }
   float* sums(int row) const { return space_.sums.at(std::size_t(row) * model_.width); }
+
+  // This member's part of the product of `count` rows, of those that `order` names, and weights.
+  template <typename Store>
+  void multiply(const Rows<Number>& from, int count, const int* order,
+                const Weights<Number>& weights, const Store& store) const {
+    const Cut cut(count, weights.panels(), members_);
+    const Share mine = share(weights.panels() * cut.blocks);
+    product(from, order, weights, cut, mine.begin, mine.end, store);
+  }
 
   // Stores a product's results in `out` (rows, H).
   auto written(Buffer<float>& out) const {

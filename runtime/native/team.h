@@ -87,12 +87,4 @@ class Team {
   std::vector<std::thread> helpers_;
 };
 
-// Part `member` of `members` of 0 … count.
-struct Share {
-  int begin, end;
-  Share(int count, int member, int members)
-      : begin(int(long(count) * member / members)),
-        end(int(long(count) * (member + 1) / members)) {}
-};
-
 }  // namespace corom

@@ -6,8 +6,8 @@
 
 namespace corom {
 
-// Call `step` for 0 … COUNT, each a constant: what is indexed by them stays in registers, which GCC
-// does not make sure of for a loop that it unrolls.
+// Call `step` for 0 … COUNT - 1, each a constant: what is indexed by them stays in registers, which
+// GCC does not make sure of for a loop that it unrolls.
 template <int COUNT, typename Step>
 [[gnu::always_inline]] inline void each(const Step& step) {
   [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
