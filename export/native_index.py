@@ -118,8 +118,8 @@ def _places(staging: Path, arrays: dict[str, torch.Tensor]) -> dict[str, Place]:
     # The second has the weights if they are too large for the graph's own file.
     names = [name for name in (FP32_GRAPH, f"{FP32_GRAPH}.data") if (staging / name).exists()]
     places: dict[str, Place] = {}
+    rest = b""
     with ExitStack() as stack:
-        rest = stack.enter_context((staging / REST_NAME).open("wb"))
         files = {}
         for name in names:
             file = stack.enter_context((staging / name).open("rb"))
@@ -127,7 +127,7 @@ def _places(staging: Path, arrays: dict[str, torch.Tensor]) -> dict[str, Place]:
         ends = dict.fromkeys(names, 0)
         for array, tensor in arrays.items():
             content = np.ascontiguousarray(tensor.detach().numpy(), "<f4").tobytes()
-            places[array] = Place(REST_NAME, rest.tell())
+            places[array] = Place(REST_NAME, len(rest))
             # Behind the one before, where it is unless the order is another.
             for name, start in [*ends.items(), *dict.fromkeys(names, 0).items()]:
                 offset = files[name].find(content, start)
@@ -136,5 +136,7 @@ def _places(staging: Path, arrays: dict[str, torch.Tensor]) -> dict[str, Place]:
                     ends[name] = max(ends[name], offset + len(content))
                     break
             else:
-                rest.write(content)
+                rest += content
+    if rest:
+        (staging / REST_NAME).write_bytes(rest)
     return places
