@@ -52,14 +52,9 @@ def int8_codes(
     return codes, scales.reshape(-1)
 
 
-def fits_groups(config: EncoderConfig) -> bool:
-    """Say whether a model's layers can be cut into groups of ``GROUP`` values."""
-    return config.hidden % GROUP == config.intermediate % GROUP == 0
-
-
 def require_groups(config: EncoderConfig) -> None:
-    """Raise ``InputError`` unless ``fits_groups``."""
-    if not fits_groups(config):
+    """Raise ``InputError`` unless a model's layers can be cut into groups of ``GROUP`` values."""
+    if config.hidden % GROUP or config.intermediate % GROUP:
         raise InputError(
             f"int8-per-token needs layers whose width is a multiple of {GROUP}; this model's "
             f"are {config.hidden} and {config.intermediate} wide. Take int8."
