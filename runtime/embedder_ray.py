@@ -1,6 +1,8 @@
 """A corpus computed by the workers of Ray: their start, the portions in order, their failures."""
 
 import logging
+import threading
+import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -20,6 +22,8 @@ from .ray_team import Team, plan_team, tuned_winner
 
 PATIENCE_S = 30
 """After so long the user is told that workers do not start."""
+FAREWELL_S = 30
+"""How long threads of Ray Data may take for what they do last."""
 
 
 class RayEmbedder:
@@ -69,7 +73,11 @@ class RayEmbedder:
         dataset = pipeline(self._team, self._remote, self.described, source)
         options = {"batch_size": 1, "batch_format": "pyarrow", "prefetch_batches": 0}
         # Closed at once when this ends early: a pipeline that outlives its Ray starts another.
-        with self._failures(), closing(iter(dataset.iter_batches(**options))) as tables:
+        with (
+            self._failures(),
+            _threads_ended(),
+            closing(iter(dataset.iter_batches(**options))) as tables,
+        ):
             with quiet_start():
                 table = next(tables, None)
             while table is not None:
@@ -126,6 +134,23 @@ class _Described:
             return self._remote.embedder().described
         except (CoromError, OSError) as error:
             return error
+
+
+@contextmanager
+def _threads_ended() -> Iterator[None]:
+    """Wait at the end for the threads of Ray Data that were started in the block.
+
+    A pipeline that is closed waits two seconds for one and not at all for others, and Ray ends
+    the process, with exit code 1, of a thread that calls it while it shuts down.
+    """
+    before = set(threading.enumerate())
+    try:
+        yield
+    finally:
+        deadline = time.monotonic() + FAREWELL_S
+        for thread in set(threading.enumerate()) - before:
+            if thread.name != "Prefetcher":  # waits for a word that never comes, and calls nothing
+                thread.join(max(0.0, deadline - time.monotonic()))
 
 
 @contextmanager

@@ -317,14 +317,16 @@ def offline_environment() -> dict[str, str]:
 def start(offline_environment: dict[str, str]) -> Start:
     """Return the function that starts a real `corom` process, which Ctrl-C can interrupt."""
 
-    def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+    def start(
+        *arguments: object, program: str | Path = SCRIPT, **options: Any
+    ) -> subprocess.Popen[str]:
         usual: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         # A job in the background of a shell starts with Ctrl-C ignored.
         default = signal.getsignal(signal.SIGINT)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         try:
             return subprocess.Popen(
-                [SCRIPT, *map(str, arguments)],
+                [program, *map(str, arguments)],
                 encoding="utf-8",
                 **(usual | {"env": offline_environment} | options),
             )

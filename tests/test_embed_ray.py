@@ -171,6 +171,43 @@ def test_interrupted_or_killed_it_goes_on_without_ray(
     assert contents(folder) == whole
 
 
+LATE_THREADS = """
+import sys, threading, time
+import ray
+from corom.runtime.cli import main
+
+def threads():
+    return {t.name for t in threading.enumerate() if t.name[:8] in ("iter_thr", "Streamin")}
+
+def slow_get(*arguments, **options):
+    if threading.current_thread().name == "iter_threaded":
+        time.sleep(3)
+    return get(*arguments, **options)
+
+def shutdown(*arguments, **options):
+    print("at the end:", sorted(threads()), file=sys.stderr)
+    end(*arguments, **options)
+
+get, end = ray.get, ray.shutdown
+ray.get, ray.shutdown = slow_get, shutdown
+main()
+"""
+
+
+@needs_ray
+def test_ray_is_not_shut_down_while_a_thread_still_calls_it(
+    start: Start, command: Callable[..., list[Any]], tmp_path: Path
+) -> None:
+    """Ray would end the process: exit code 1, and not a word for the user."""
+    folder = tmp_path / "vectors"
+    with start("-c", LATE_THREADS, *command(folder, *RAY), program=sys.executable) as process:
+        wait_for(lambda: shards(folder) >= 1, process)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+    assert process.returncode == 130, err
+    assert "at the end: []" in err.splitlines()
+
+
 @needs_ray
 @pytest.mark.slow
 def test_ray_goes_on_where_another_stopped_and_names_the_text_it_refuses(
