@@ -100,7 +100,7 @@ def export_bundle(
         export_graph(TorchEncoder(checkpoint, flat=True), staging / GRAPHS["fp32"], recipe.opset)
         encoder = TorchEncoder(checkpoint)
         if fits_native(checkpoint.config):
-            export_native_index(staging, encoder, checkpoint.config)
+            export_native_index(staging, encoder, checkpoint)
         required: set[Precision] = {"fp32", "fp16"} if engines else {"fp32"}
         wanted = required | set(precisions)
         if "int8" in wanted and calibration_texts is None:

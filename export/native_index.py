@@ -15,6 +15,7 @@ from corom.runtime.native_weights import (
     FINE,
     GROUP,
     INDEX_NAME,
+    PIECES,
     Index,
     Place,
     Sizes,
@@ -22,11 +23,16 @@ from corom.runtime.native_weights import (
 )
 from corom.runtime.vectors import Vectors
 
+from .calibration import linear_inputs
+from .checkpoint import Checkpoint
 from .config import EncoderConfig
 from .encoder import Attention, Layer, TorchEncoder
+from .parity import read_texts
 from .quantized_graph import FP32_GRAPH
 
 REST_NAME = "native/weights.bin"
+SMOOTHING_TEXTS = 64
+"""More of them do not change a power of two."""
 BUMP_ENDS = {COARSE: 5.0, FINE: 5.5}
 """Where |x| is so large that an activation gives x, or 0: GELU's bump is 1e-6 and 1e-7 there."""
 
@@ -36,22 +42,22 @@ def fits_native(config: EncoderConfig) -> bool:
     return _sizes(config).fit() and config.head_size == GROUP
 
 
-def export_native_index(staging: Path, encoder: TorchEncoder, config: EncoderConfig) -> None:
+def export_native_index(staging: Path, encoder: TorchEncoder, checkpoint: Checkpoint) -> None:
     """Write where the fp32 graph, which was made of the same checkpoint, has the weights.
 
     ``encoder`` must not be ``flat``, and ``fits_native`` be true of it.
     """
     assert not encoder.flat
+    config = checkpoint.config
     layers = [layer for layer in encoder.layers if isinstance(layer, Layer)]
-    arrays = _arrays(encoder, layers)
+    arrays = _arrays(encoder, layers) | _smoothing(encoder, checkpoint)
     path = staging / INDEX_NAME
     path.parent.mkdir()
     index = Index(
         sizes=_sizes(config),
         epsilon=encoder.embeddings.norm.eps,
         activation={
-            degree: activation_polynomial(layers[0].activation, degree).tolist()
-            for degree in BUMP_ENDS
+            degree: activation_pieces(layers[0].activation, degree).tolist() for degree in BUMP_ENDS
         },
         arrays=_places(
             staging,
@@ -61,25 +67,23 @@ def export_native_index(staging: Path, encoder: TorchEncoder, config: EncoderCon
     path.write_bytes(msgspec.json.format(msgspec.json.encode(index), indent=1) + b"\n")
 
 
-def activation_polynomial(
-    activation: Callable[[torch.Tensor], torch.Tensor], degree: int
-) -> Vectors:
+def activation_pieces(activation: Callable[[torch.Tensor], torch.Tensor], degree: int) -> Vectors:
     """Return where the bump ends, and the coefficients that ``Activation`` of native/math.h wants.
 
     They interpolate max(x, 0) - activation(x), which for each of ours depends on |x| alone, at
-    Chebyshev's points: GELU to 1e-5 and 4e-7. A step between two 8-bit codes is a
+    Chebyshev's points: GELU to 1e-5 and 2e-7. A step between two 8-bit codes is a
     thousand times the one, a step of float32 at the end of the bump about the other.
     """
     end = BUMP_ENDS[degree]
-    places = np.cos(np.pi * (np.arange(2000) + 0.5) / 2000)
-    sizes = torch.from_numpy((places + 1) * end / 2)
-    bump = (sizes - activation(sizes)).numpy()
-    chebyshev = np.polynomial.chebyshev.chebfit(places, bump, degree)
-    coefficients = np.polynomial.chebyshev.cheb2poly(chebyshev)
-    full = np.zeros(degree + 2, np.float32)  # cheb2poly drops what is zero at the end
-    full[0] = end
-    full[1 : 1 + len(coefficients)] = coefficients
-    return full
+    pieces = np.zeros((degree + 1, PIECES))
+    nodes = np.cos(np.pi * (np.arange(200) + 0.5) / 200) / 2
+    for piece in range(PIECES):
+        # Up to the middle between two points; nothing is below the first or above the last.
+        rest = nodes[(piece + nodes >= 0) & (piece + nodes <= PIECES - 1)]
+        sizes = torch.from_numpy((piece + rest) * end / (PIECES - 1))
+        bump = (sizes - activation(sizes)).numpy()
+        pieces[:, piece] = np.polynomial.polynomial.polyfit(rest, bump, degree)
+    return np.concatenate([[end], pieces.reshape(-1)]).astype(np.float32)
 
 
 def _sizes(config: EncoderConfig) -> Sizes:
@@ -106,6 +110,27 @@ def _arrays(encoder: TorchEncoder, layers: list[Layer]) -> dict[str, torch.Tenso
             named[f"layers.{number}.{part}"] = getattr(layer, part)
     for name, module in named.items():
         found |= {f"{name}.{part}": value for part, value in module.named_parameters()}
+    return found
+
+
+def _smoothing(encoder: TorchEncoder, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """Return what each norm's values are divided by before codes are made of them.
+
+    The square root of how large each of the H values usually is, as a power of two. Which are
+    large is the model's doing: on any texts they are the same ones, whose scale is still taken
+    from each token as it comes. benchmarks/README.md has what other powers of it are worth.
+    """
+    texts = read_texts(None, "finding large values", SMOOTHING_TEXTS)
+    inputs = linear_inputs(encoder, checkpoint, texts[:: len(texts) // SMOOTHING_TEXTS])
+    fed_to = {"norm": "layers.0.attention.query"}
+    for layer in range(checkpoint.config.layers):
+        fed_to[f"layers.{layer}.attention_norm"] = f"layers.{layer}.inner"
+        fed_to[f"layers.{layer}.output_norm"] = f"layers.{layer + 1}.attention.query"
+    del fed_to[f"layers.{checkpoint.config.layers - 1}.output_norm"]
+    found = {}
+    for norm, linear in fed_to.items():
+        usual = inputs[linear].sample.square().mean(dim=0).sqrt().clamp(min=2**-20)
+        found[f"{norm}.smoothing"] = torch.exp2((usual.log2() / 2).round())
     return found
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from ctypes import POINTER, Structure, byref, c_float, c_int, c_int64, c_void_p
 from functools import cache
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ NEEDED: dict[Precision, tuple[str, ...]] = {
     "int8-per-token": (*EVERYWHERE, "avx512_vnni"),
 }
 """What each precision needs of a CPU; in the order of ``Precision`` of native/encoder.cpp."""
-INTERFACE = 3
+INTERFACE = 4
 """Of the functions and structures below; raised with every change of them."""
 MOST_THREADS = 1024
 _MODULE = "corom.runtime._native"
@@ -65,24 +66,25 @@ def native_executes(precision: Precision) -> bool:
     return True
 
 
-_LAYER_PARTS = (
-    "query",
-    "key",
-    "value",
-    "output",
-    "inner",
-    "outer",
-    "attention_norm",
-    "output_norm",
-)
-
-
-class _Part(Structure):
+class _Linear(Structure):
     _fields_ = [("weight", c_void_p), ("bias", c_void_p)]
 
 
+class _Norm(Structure):
+    _fields_ = [("weight", c_void_p), ("bias", c_void_p), ("smoothing", c_void_p)]
+
+
 class _Layer(Structure):
-    _fields_ = [(part, _Part) for part in _LAYER_PARTS]
+    _fields_ = [
+        ("query", _Linear),
+        ("key", _Linear),
+        ("value", _Linear),
+        ("output", _Linear),
+        ("inner", _Linear),
+        ("outer", _Linear),
+        ("attention_norm", _Norm),
+        ("output_norm", _Norm),
+    ]
 
 
 class _Activation(Structure):
@@ -100,7 +102,7 @@ class _Model(Structure):
         ("activation", _Activation),
         ("words", c_void_p),
         ("position_table", c_void_p),
-        ("norm", _Part),
+        ("norm", _Norm),
     ]
 
 
@@ -151,15 +153,17 @@ class NativeEncoder:
             activation=_Activation(*(_address(weights.activation[d]) for d in (COARSE, FINE))),
             words=_address(arrays["words"]),
             position_table=_address(arrays["positions"]),
-            norm=_part(arrays, "norm"),
+            norm=_part(_Norm, arrays, "norm"),
         )
         number = list(NEEDED).index(precision)
         self.handle = self._library.corom_encoder(byref(model), number)
         if self.handle is None:
             raise MemoryError
         for index in range(sizes.layers):
-            parts = (_part(arrays, f"layers.{index}.{part}") for part in _LAYER_PARTS)
-            if self._library.corom_add_layer(self.handle, byref(_Layer(*parts))):
+            layer = _Layer(
+                *(_part(kind, arrays, f"layers.{index}.{name}") for name, kind in _Layer._fields_)
+            )
+            if self._library.corom_add_layer(self.handle, byref(layer)):
                 raise MemoryError
 
     def __del__(self) -> None:
@@ -211,9 +215,10 @@ class NativeRunner:
             self._library.corom_free_runner(self._handle)
 
 
-def _part(arrays: dict[str, Vectors], name: str) -> _Part:
-    bias = arrays.get(f"{name}.bias")  # none of the keys for [CLS]
-    return _Part(_address(arrays[f"{name}.weight"]), None if bias is None else _address(bias))
+def _part(kind: Any, arrays: dict[str, Vectors], name: str) -> Any:  # noqa: ANN401
+    """Return a structure with the addresses of what there is; array_shapes says what is not."""
+    fields = {field: arrays.get(f"{name}.{field}") for field, _ in kind._fields_}
+    return kind(**{field: _address(found) for field, found in fields.items() if found is not None})
 
 
 def _address(array: Vectors) -> int:

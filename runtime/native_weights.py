@@ -17,12 +17,13 @@ from .vectors import Vectors
 
 INDEX_NAME = "native/weights.json"
 GROUP = 64
-"""Values of a token with one scale in int8-per-token, by every backend; benchmarks/README.md has
-others. The kernels want as many of an attention head, in every precision."""
+"""Values of a token with one scale in int8-per-token by OpenVINO; benchmarks/README.md has others.
+The kernels want as many of an attention head, and layers of a multiple, in every precision."""
 WIDEST = 4096
 """Hidden values that the kernels can normalize."""
-COARSE, FINE = 12, 16
-"""Degrees of the polynomials that an activation is, the finer one for fp32: see native/math.h."""
+PIECES = 16
+COARSE, FINE = 3, 5
+"""An activation is made of so many polynomials of a degree, the finer for fp32: native/math.h."""
 
 
 class Sizes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -54,7 +55,7 @@ class Index(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     epsilon: float
     """Of every LayerNorm."""
     activation: dict[int, list[float]]
-    """Polynomials by their degree: where the bump ends, then the coefficients."""
+    """By the degree: where the bump ends, then the coefficients of power 0, of 1, …"""
     arrays: dict[str, Place]
     """By the names of ``array_shapes``."""
 
@@ -65,7 +66,7 @@ class Index(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         if not (
             self.sizes.fit()
             and self.sizes.layers <= len(self.arrays)  # before their shapes are made
-            and polynomials == {COARSE: COARSE + 2, FINE: FINE + 2}
+            and polynomials == {n: 1 + PIECES * (n + 1) for n in (COARSE, FINE)}
             and all(abs(number) < 1e3 for number in numbers)
             and all(one[0] > 0 for one in self.activation.values())
             and 0 < self.epsilon < 1
@@ -90,7 +91,9 @@ def array_shapes(sizes: Sizes, pooling: Pooling) -> dict[str, tuple[int, ...]]:
     """Return name and shape of every array, in the order in which the graph has them.
 
     Matrices are (outputs, inputs); the scale of attention's scores is in the query weights, the
-    token type's vector in every position. Where [CLS] alone attends, keys need no bias.
+    token type's vector in every position. Where [CLS] alone attends, keys need no bias. A norm's
+    smoothing is what its values are divided by before 8-bit codes are made of them; none are made
+    of the last one's.
     """
     hidden, inner = sizes.hidden, sizes.inner
     shapes: dict[str, tuple[int, ...]] = {
@@ -98,6 +101,7 @@ def array_shapes(sizes: Sizes, pooling: Pooling) -> dict[str, tuple[int, ...]]:
         "words": (sizes.words, hidden),
         "norm.weight": (hidden,),
         "norm.bias": (hidden,),
+        "norm.smoothing": (hidden,),
     }
     for layer in range(sizes.layers):
         for part, shape in (
@@ -112,6 +116,9 @@ def array_shapes(sizes: Sizes, pooling: Pooling) -> dict[str, tuple[int, ...]]:
         ):
             shapes[f"layers.{layer}.{part}.weight"] = shape
             shapes[f"layers.{layer}.{part}.bias"] = shape[:1]
+            if "norm" in part:
+                shapes[f"layers.{layer}.{part}.smoothing"] = shape
+    del shapes[f"layers.{sizes.layers - 1}.output_norm.smoothing"]
     if pooling == "cls":
         del shapes[f"layers.{sizes.layers - 1}.key.bias"]
     return shapes

@@ -20,14 +20,14 @@ inline int padded(int tokens) { return (tokens + 15) / 16 * 16; }
 struct AttentionSpace {
   static constexpr int ROWS = 48;  // queries at once, so that memory grows with the text alone
 
-  Buffer<float> keys;    // (HEAD, padded tokens)
+  Buffer<float> keys;    // (heads, HEAD, padded tokens)
   Buffer<float> scores;  // (ROWS, padded tokens)
-  Buffer<float> mixed;   // (ROWS, HEAD)
+  Buffer<float> mixed;   // (ROWS, heads, HEAD)
 
-  void reserve(int tokens) {
-    keys.reserve(std::size_t(HEAD) * padded(tokens));
+  void reserve(int tokens, int heads) {
+    keys.reserve(std::size_t(heads) * HEAD * padded(tokens));
     scores.reserve(std::size_t(ROWS) * padded(tokens));
-    mixed.reserve(std::size_t(ROWS) * HEAD);
+    mixed.reserve(std::size_t(ROWS) * heads * HEAD);
   }
 };
 
@@ -112,45 +112,54 @@ inline void transpose_keys(const float* keys, int step, int tokens, float* out) 
   }
 }
 
-// `count` rows of `into`, from `first_row` on, get 64 values as their group `group`: the `values`
-// of the tokens, each times its score.
-template <typename Number>
-void mix(const float* scores, int width, int count, const float* values, int step, int tokens,
-         AttentionSpace& space, Rows<Number>& into, int first_row, int group) {
-  dense<4>(scores, width, count, values, step, tokens, space.mixed.at(0), GROUP);
-  for (int r = 0; r < count; r++) {
-    __m512 mixed[4];
-    for (int i = 0; i < 4; i++) {
-      mixed[i] = _mm512_loadu_ps(space.mixed.at(std::size_t(r) * GROUP + 16 * i));
-    }
-    encode(mixed, into, first_row + r, group);
+// scores (rows, padded tokens) of queries (rows, HEAD) for keys (HEAD, padded tokens)
+inline void score_keys(const float* queries, int step, int rows, const float* keys, int tokens,
+                       float* scores) {
+  const int width = padded(tokens);
+  int t = 0;
+  for (; t + 64 <= width; t += 64) {
+    dense<4>(queries, step, rows, keys + t, width, HEAD, scores + t, width);
+  }
+  for (; t + 32 <= width; t += 32) {
+    dense<2>(queries, step, rows, keys + t, width, HEAD, scores + t, width);
+  }
+  for (; t < width; t += 16) {
+    dense<1>(queries, step, rows, keys + t, width, HEAD, scores + t, width);
   }
 }
 
-// Attend with `rows` queries to the `tokens` of a text, and write what is gathered as rows
-// `first_row` … of `into`, group `head`. The queries carry the scale of the scores already.
+// Rows `first_row` … of `into` get `count` rows of `mixed`, as their span `span`.
 template <typename Number>
-void attend(const float* queries, int query_step, int rows, const float* keys, const float* values,
-            int step, int tokens, AttentionSpace& space, Rows<Number>& into, int first_row,
-            int head) {
-  const int width = padded(tokens);
+void write_mixed(const float* mixed, int step, int count, Rows<Number>& into, int first_row,
+                 int span) {
+  for (int r = 0; r < count; r++) {
+    const float* row = mixed + std::size_t(r) * step;
+    encode(reinterpret_cast<const __m512*>(row), into, first_row + r, span);
+  }
+}
+
+// Attend with the `tokens` of a text to themselves, in the heads that make up span `span` of
+// `into`, and write what is gathered as its rows from `first_row` on. Queries, keys and values,
+// (tokens, `step`), begin with the first of these heads. The queries carry the scores' scale.
+template <typename Number>
+void attend(const float* queries, const float* keys, const float* values, int step, int tokens,
+            AttentionSpace& space, Rows<Number>& into, int first_row, int span) {
+  const int heads = into.first_group(span + 1) - into.first_group(span);
+  const int width = padded(tokens), turned = HEAD * width;
+  for (int head = 0; head < heads; head++) {
+    transpose_keys(keys + head * HEAD, step, tokens, space.keys.at(std::size_t(head) * turned));
+  }
   float* scores = space.scores.at(0);
-  transpose_keys(keys, step, tokens, space.keys.at(0));
-  for (int first = 0; first < rows; first += AttentionSpace::ROWS) {
-    const int count = std::min(rows - first, AttentionSpace::ROWS);
-    const float* block = queries + std::size_t(first) * query_step;
-    int t = 0;
-    for (; t + 64 <= width; t += 64) {
-      dense<4>(block, query_step, count, space.keys.at(t), width, HEAD, scores + t, width);
+  for (int first = 0; first < tokens; first += AttentionSpace::ROWS) {
+    const int count = std::min(tokens - first, AttentionSpace::ROWS);
+    for (int head = 0; head < heads; head++) {
+      score_keys(queries + std::size_t(first) * step + head * HEAD, step, count,
+                 space.keys.at(std::size_t(head) * turned), tokens, scores);
+      for (int r = 0; r < count; r++) softmax(scores + std::size_t(r) * width, tokens);
+      dense<4>(scores, width, count, values + head * HEAD, step, tokens,
+               space.mixed.at(head * HEAD), heads * HEAD);
     }
-    for (; t + 32 <= width; t += 32) {
-      dense<2>(block, query_step, count, space.keys.at(t), width, HEAD, scores + t, width);
-    }
-    for (; t < width; t += 16) {
-      dense<1>(block, query_step, count, space.keys.at(t), width, HEAD, scores + t, width);
-    }
-    for (int r = 0; r < count; r++) softmax(scores + std::size_t(r) * width, tokens);
-    mix(scores, width, count, values, step, tokens, space, into, first_row + first, head);
+    write_mixed(space.mixed.at(0), heads * HEAD, count, into, first_row + first, span);
   }
 }
 
@@ -182,15 +191,14 @@ inline void score(const float* wanted, int rows, const float* tokens, int width,
 
 // Attend with a few queries (rows, width), already times the keys' weights, to the tokens
 // themselves. Rows of `into`, from `first_row` on, get the tokens, mixed by their scores.
-template <typename Number>
-void attend_to_tokens(const float* wanted, int rows, const float* tokens, int width, int count,
-                      AttentionSpace& space, Rows<Number>& into, int first_row) {
+inline void attend_to_tokens(const float* wanted, int rows, const float* tokens, int width,
+                             int count, AttentionSpace& space, Rows<Fp32>& into, int first_row) {
   float* scores = space.scores.at(0);
   score(wanted, rows, tokens, width, count, scores);
   for (int r = 0; r < rows; r++) softmax(scores + std::size_t(r) * padded(count), count);
   for (int group = 0; group < width / GROUP; group++) {
-    mix(scores, padded(count), rows, tokens + group * GROUP, width, count, space, into, first_row,
-        group);
+    dense<4>(scores, padded(count), rows, tokens + group * GROUP, width, count,
+             into.values(first_row, group), width);
   }
 }
 

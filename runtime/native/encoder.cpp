@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <type_traits>
+#include <utility>
 #include <variant>
 
 #include "model.h"
@@ -14,21 +16,29 @@ namespace {
 using corom::Norm;
 using corom::Weights;
 
-// Of a linear layer (columns, inputs) and (columns,), or of a norm.
-struct CoromPart {
+// Of a linear layer (columns, inputs) and (columns,).
+struct CoromLinear {
   const float* weight;
   const float* bias;
 };
 
-// `key` has no bias in a layer for first tokens alone.
-struct CoromLayer {
-  CoromPart query, key, value, output, inner, outer, attention_norm, output_norm;
+// Each (H,). `smoothing` is null where no codes are made of the rows.
+struct CoromNorm {
+  const float* weight;
+  const float* bias;
+  const float* smoothing;
 };
 
-// Coefficients of corom::Activation, its `end` before them.
+// `key` has no bias in a layer for first tokens alone.
+struct CoromLayer {
+  CoromLinear query, key, value, output, inner, outer;
+  CoromNorm attention_norm, output_norm;
+};
+
+// corom::Activation: its `end`, then the coefficients, those of a power beside each other.
 struct CoromActivation {
-  const float* coarse;  // degree 12
-  const float* fine;    // degree 16
+  const float* coarse;  // degree 3
+  const float* fine;    // degree 5
 };
 
 // `words` and `positions` are used where they are; everything else is copied.
@@ -38,7 +48,7 @@ struct CoromModel {
   CoromActivation activation;
   const float* words;
   const float* position_table;
-  CoromPart norm;
+  CoromNorm norm;
 };
 
 // An encoder in whatever numbers it is executed.
@@ -62,21 +72,22 @@ class EncoderOf : public AnyEncoder {
                from.words,
                from.position_table,
                activation(from.activation),
-               Norm(int(from.width), from.epsilon, from.norm.weight, from.norm.bias),
+               norm(int(from.width), from.norm),
                {}} {}
 
   void add_layer(const CoromLayer& from) override {
     const int width = model_.width, inner = model_.inner_width;
-    const auto weights = [](int columns, int inputs, const CoromPart& linear) {
-      return Weights<Number>(columns, inputs, linear.weight, linear.bias);
-    };
-    const auto norm = [&](const CoromPart& norm) {
-      return Norm(width, epsilon_, norm.weight, norm.bias);
-    };
+    Norm attention_norm = norm(width, from.attention_norm);
+    const float* smoothing = model_.layers.empty() ? model_.norm.smoothing()
+                                                   : model_.layers.back()->output_norm.smoothing();
     model_.layers.push_back(std::unique_ptr<corom::Layer<Number>>(new corom::Layer<Number>{
-        weights(width, width, from.query), weights(width, width, from.output),
-        weights(inner, width, from.inner), weights(width, inner, from.outer),
-        norm(from.attention_norm), norm(from.output_norm), projections(from)}));
+        of_tokens(width, from.query, smoothing),
+        Weights<Number>(width, width, corom::GATHERED_SPAN<Number>, from.output.weight,
+                        from.output.bias),
+        of_tokens(inner, from.inner, attention_norm.smoothing()),
+        Weights<Number>(width, inner, corom::INNER_SPAN<Number>, from.outer.weight,
+                        from.outer.bias),
+        std::move(attention_norm), norm(width, from.output_norm), projections(from, smoothing)}));
   }
 
   std::unique_ptr<corom::AnyRunner> runner(int threads) const override {
@@ -86,25 +97,34 @@ class EncoderOf : public AnyEncoder {
  private:
   using Model = corom::Model<Number>;
 
+  Norm norm(int width, const CoromNorm& from) const {
+    return Norm(width, epsilon_, from.weight, from.bias, from.smoothing);
+  }
+
+  // Weights that multiply tokens, whose values a norm has divided by their `smoothing`.
+  Weights<Number> of_tokens(int columns, const CoromLinear& from, const float* smoothing) const {
+    return Weights<Number>(columns, model_.width, corom::TOKEN_SPAN, from.weight, from.bias,
+                           corom::is_coded<Number> ? smoothing : nullptr);
+  }
+
   std::variant<corom::Projections<Number>, corom::FirstProjections> projections(
-      const CoromLayer& from) const {
+      const CoromLayer& from, const float* smoothing) const {
     const int width = model_.width;
     if (from.key.bias != nullptr) {
-      return corom::Projections<Number>{
-          Weights<Number>(width, width, from.key.weight, from.key.bias),
-          Weights<Number>(width, width, from.value.weight, from.value.bias)};
+      return corom::Projections<Number>{of_tokens(width, from.key, smoothing),
+                                        of_tokens(width, from.value, smoothing)};
     }
     corom::FirstProjections first{
         corom::Buffer<float>(std::size_t(width) * width),
-        Weights<corom::Fp32>(width, width, from.value.weight, from.value.bias)};
+        Weights<corom::Fp32>(width, width, width, from.value.weight, from.value.bias)};
     std::copy_n(from.key.weight, std::size_t(width) * width, first.key.at(0));
     return first;
   }
 
   static auto activation(const CoromActivation& from) {
-    const float* all = Model::DEGREE == 12 ? from.coarse : from.fine;
-    corom::Activation<Model::DEGREE> activation{all[0], {}};
-    std::copy_n(all + 1, Model::DEGREE + 1, activation.coefficients);
+    const float* all = std::is_same_v<Number, corom::Fp32> ? from.fine : from.coarse;
+    corom::Activation<Model::DEGREE> activation{{}, all[0]};
+    std::copy_n(all + 1, 16 * (Model::DEGREE + 1), activation.coefficients[0]);
     return activation;
   }
 
@@ -122,7 +142,7 @@ enum Result { DONE = 0, NO_MEMORY = 1, NOT_ENCODABLE = 2 };
 enum Precision { FP32 = 0, BF16 = 1, INT8 = 2 };
 
 // Raised with every change of what is below: INTERFACE of ../native_library.py.
-int corom_interface() { return 3; }
+int corom_interface() { return 4; }
 
 void* corom_encoder(const CoromModel* from, int precision) {
   try {

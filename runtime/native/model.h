@@ -18,6 +18,14 @@ namespace corom {
 // What is one head's, or one panel's, is written as one group.
 static_assert(HEAD == GROUP && PANEL == GROUP);
 
+// Values of a row that are written together, and in Int8 share a scale. Fewer would be a little
+// nearer to fp32, but each span costs a product about what 16 more inputs do.
+constexpr int TOKEN_SPAN = WIDEST;  // a token, whole
+template <typename Number>
+constexpr int GATHERED_SPAN = is_coded<Number> ? 4 * HEAD : HEAD;  // by attention
+template <typename Number>
+constexpr int INNER_SPAN = is_coded<Number> ? 4 * PANEL : PANEL;  // within feed-forward
+
 // Of attention to all tokens: keys and values are made of each.
 template <typename Number>
 struct Projections {
@@ -41,8 +49,8 @@ struct Layer {
 
 template <typename Number>
 struct Model {
-  // Degree 12 is off by 1e-5, far less than a step between two codes, or one of bf16.
-  static constexpr int DEGREE = std::is_same_v<Number, Fp32> ? 16 : 12;
+  // Degree 3 is off by 1e-5, far less than a step between two codes, or one of bf16.
+  static constexpr int DEGREE = std::is_same_v<Number, Fp32> ? 5 : 3;
 
   int width;        // values of a token, H
   int inner_width;  // of the feed-forward layer

@@ -3,8 +3,8 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "buffer.h"
 #include "rows.h"
@@ -13,13 +13,28 @@ namespace corom {
 
 constexpr int WIDEST = 4096;  // values of a row that is normalized
 
+// Some values of a normalized row are ten times the others in every token. Codes are made of values
+// divided by their `smoothing`, which the weights that multiply them are multiplied by. Powers of
+// two: neither loses a digit.
 class Norm {
  public:
-  Norm(int width, float epsilon, const float* weight, const float* bias)
-      : width_(width), epsilon_(epsilon), weight_(width), bias_(width) {
-    std::memcpy(weight_.at(0), weight, width * sizeof(float));
-    std::memcpy(bias_.at(0), bias, width * sizeof(float));
+  // All (width,); smoothing may be null.
+  Norm(int width, float epsilon, const float* weight, const float* bias, const float* smoothing)
+      : width_(width),
+        epsilon_(epsilon),
+        weight_(width),
+        bias_(width),
+        smoothing_(width),
+        inverse_(width) {
+    std::copy_n(weight, width, weight_.at(0));
+    std::copy_n(bias, width, bias_.at(0));
+    for (int i = 0; i < width; i++) {
+      *smoothing_.at(i) = smoothing == nullptr ? 1.0f : smoothing[i];
+      *inverse_.at(i) = 1.0f / *smoothing_.at(i);
+    }
   }
+
+  const float* smoothing() const { return smoothing_.at(0); }
 
   // out = LayerNorm(row + other); all (width,), `out` may be either. `into`: gets it too.
   template <typename Number>
@@ -45,17 +60,19 @@ class Norm {
           _mm512_fmadd_ps(_mm512_mul_ps(values[i], scale), _mm512_load_ps(weight_.at(16 * i)),
                           _mm512_load_ps(bias_.at(16 * i)));
       _mm512_storeu_ps(out + 16 * i, values[i]);
+      if (is_coded<Number>)
+        values[i] = _mm512_mul_ps(values[i], _mm512_load_ps(inverse_.at(16 * i)));
     }
     if (into == nullptr) return;
-    for (int group = 0; group < into->groups(); group++) {
-      encode(values + 4 * group, *into, into_row, group);
+    for (int span = 0; span < into->spans(); span++) {
+      encode(values + 4 * into->first_group(span), *into, into_row, span);
     }
   }
 
  private:
   int width_;
   float epsilon_;
-  Buffer<float> weight_, bias_;
+  Buffer<float> weight_, bias_, smoothing_, inverse_;
 };
 
 }  // namespace corom

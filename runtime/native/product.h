@@ -30,96 +30,141 @@ inline void add_products(__m512i& sums, __m512i inputs, __m512i weights, Int8) {
 template <typename Number, int ROWS>
 using Sums = typename Number::Sums[ROWS][4];
 
-// Add the products of ROWS rows and one panel, over GROUP values from `first` on.
-template <typename Number, int ROWS>
-[[gnu::always_inline]] inline void add_panel(const typename Number::Value* const rows[], int first,
-                                             const typename Number::Weight* weights,
-                                             Sums<Number, ROWS>& sums) {
-#pragma GCC unroll 4
-  for (int input = 0; input < GROUP; input += Number::LANE, weights += PANEL * Number::LANE) {
-    __m512i weight[4];
-    each<4>([&](auto i) __attribute__((always_inline)) {
-      weight[i] = _mm512_load_si512(weights + 16 * Number::LANE * i);
-    });
-    each<ROWS>([&](auto r) __attribute__((always_inline)) {
-      std::int32_t lane;
-      std::memcpy(&lane, rows[r] + first + input, sizeof lane);
-      const __m512i values = _mm512_set1_epi32(lane);
-      each<4>([&](auto i) __attribute__((always_inline)) {
-        add_products(sums[r][i], values, weight[i], Number());
-      });
-    });
-  }
+template <int ROWS, typename Step>
+[[gnu::always_inline]] inline void each_of_block(const Step& step) {
+  each<ROWS>([&](auto r) __attribute__((always_inline)) {
+    each<4>([&](auto i) __attribute__((always_inline)) { step(r, i); });
+  });
 }
 
-// `store(row, panel, values[4])` takes 64 results of each of ROWS rows, from `first` on.
-template <typename Number, int ROWS, typename Store>
-[[gnu::noinline]] void product_tile(const Rows<Number>& rows, int first, const int* order,
-                                    const Weights<Number>& weights, int panel, const Store& store) {
+// The rows and the panel of one tile.
+template <typename Number, int ROWS>
+struct Factors {
   const typename Number::Value* values[ROWS];
-  each<ROWS>([&](auto r) __attribute__((always_inline)) {
-    values[r] = rows.values(order ? order[first + r] : first + r);
-  });
-  __m512 results[ROWS][4];
-  if constexpr (!is_coded<Number>) {
-    Sums<Number, ROWS> sums;
+  const float* scales[ROWS];
+  const typename Number::Weight* weights;
+
+  Factors(const Rows<Number>& rows, int first, const int* order, const Weights<Number>& from,
+          int panel)
+      : weights(from.panel(panel)) {
     each<ROWS>([&](auto r) __attribute__((always_inline)) {
-      each<4>([&](auto i) __attribute__((always_inline)) {
-        sums[r][i] = _mm512_load_ps(weights.bias(panel) + 16 * i);
-      });
+      const int row = order ? order[first + r] : first + r;
+      values[r] = rows.values(row);
+      if constexpr (is_coded<Number>) scales[r] = rows.scales(row);
     });
-    for (int first_input = 0; first_input < rows.groups() * GROUP; first_input += GROUP) {
-      add_panel<Number, ROWS>(values, first_input, weights.panel(panel) + first_input * PANEL,
-                              sums);
+  }
+
+  // Add the products over groups `begin` to `end`.
+  [[gnu::always_inline]] void add(int begin, int end, Sums<Number, ROWS>& sums) const {
+    constexpr int STEPS = 4;
+    for (int input = begin * GROUP; input < end * GROUP; input += STEPS * Number::LANE) {
+      each<STEPS>([&](auto step) __attribute__((always_inline)) {
+        const int at = input + step * Number::LANE;
+        __m512i weight[4];
+        each<4>([&](auto i) __attribute__((always_inline)) {
+          weight[i] = _mm512_load_si512(weights + at * PANEL + 16 * Number::LANE * i);
+        });
+        each<ROWS>([&](auto r) __attribute__((always_inline)) {
+          std::int32_t lane;
+          std::memcpy(&lane, values[r] + at, sizeof lane);
+          const __m512i value = _mm512_set1_epi32(lane);
+          each<4>([&](auto i) __attribute__((always_inline)) {
+            add_products(sums[r][i], value, weight[i], Number());
+          });
+        });
+      });
     }
+  }
+};
+
+// Let `store` take the results `result(r, i)` of each of ROWS rows.
+template <int ROWS, typename Store, typename Result>
+[[gnu::always_inline]] inline void store_tile(int first, int panel, Store& store,
+                                              const Result& result) {
+  if constexpr (Store::SHORT) {
     each<ROWS>([&](auto r) __attribute__((always_inline)) {
-      each<4>([&](auto i) __attribute__((always_inline)) { results[r][i] = sums[r][i]; });
+      __m512 values[4];
+      each<4>([&](auto i) __attribute__((always_inline)) { values[i] = result(r, i); });
+      store(first + r, panel, values);
     });
   } else {
-    const float* scales[ROWS];
-    __m512 total[ROWS][4];
-    each<ROWS>([&](auto r) __attribute__((always_inline)) {
-      scales[r] = rows.scales(order ? order[first + r] : first + r);
-      each<4>([&](auto i) __attribute__((always_inline)) { total[r][i] = _mm512_setzero_ps(); });
-    });
-    for (int group = 0; group < rows.groups(); group++) {
-      const std::int32_t* corrections = weights.corrections(panel) + group * PANEL;
-      Sums<Number, ROWS> sums;
-      each<ROWS>([&](auto r) __attribute__((always_inline)) {
-        each<4>([&](auto i) __attribute__((always_inline)) {
-          sums[r][i] = _mm512_load_si512(corrections + 16 * i);
-        });
-      });
-      add_panel<Number, ROWS>(values, group * GROUP, weights.panel(panel) + group * GROUP * PANEL,
-                              sums);
-      each<ROWS>([&](auto r) __attribute__((always_inline)) {
-        const __m512 scale = _mm512_set1_ps(scales[r][group]);
-        each<4>([&](auto i) __attribute__((always_inline)) {
-          total[r][i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[r][i]), scale, total[r][i]);
-        });
-      });
-    }
-    each<ROWS>([&](auto r) __attribute__((always_inline)) {
-      each<4>([&](auto i) __attribute__((always_inline)) {
-        results[r][i] = _mm512_fmadd_ps(total[r][i], _mm512_load_ps(weights.scales(panel) + 16 * i),
-                                        _mm512_load_ps(weights.bias(panel) + 16 * i));
-      });
-    });
-  }
+    __m512 values[ROWS][4];
+    each_of_block<ROWS>([&](auto r, auto i)
+                            __attribute__((always_inline)) { values[r][i] = result(r, i); });
 #pragma GCC unroll 1
-  for (int r = 0; r < ROWS; r++) store(first + r, panel, results[r]);
+    for (int r = 0; r < ROWS; r++) store(first + r, panel, values[r]);
+  }
 }
 
-// Parts `begin` to `end` of a product, as `cut` has them. `order`: which rows of `rows`; null is
-// all.
+// `store`, one of store.h, takes the results of ROWS rows, from `first` on, and one panel.
+template <typename Number, int ROWS, bool ONE_SPAN, typename Store>
+[[gnu::noinline]] void product_tile(const Rows<Number>& rows, int first, const int* order,
+                                    const Weights<Number>& weights, int panel, Store& store) {
+  const Factors<Number, ROWS> factors(rows, first, order, weights, panel);
+  each<ROWS>([&](auto r) __attribute__((always_inline)) { store.expect(first + r, panel); });
+  const float* bias = weights.bias(panel);
+  Sums<Number, ROWS> sums;
+  if constexpr (!is_coded<Number>) {
+    each_of_block<ROWS>([&](auto r, auto i) __attribute__((always_inline)) {
+      sums[r][i] = _mm512_load_ps(bias + 16 * i);
+    });
+    factors.add(0, rows.groups(), sums);
+    store_tile<ROWS>(first, panel, store,
+                     [&](auto r, auto i) __attribute__((always_inline)) { return sums[r][i]; });
+  } else {
+    const float* scales = weights.scales(panel);
+    const auto add_span = [&](int span) __attribute__((always_inline)) {
+      const std::int32_t* corrections = weights.corrections(panel) + span * PANEL;
+      each_of_block<ROWS>([&](auto r, auto i) __attribute__((always_inline)) {
+        sums[r][i] = _mm512_load_si512(corrections + 16 * i);
+      });
+      factors.add(rows.first_group(span), rows.first_group(span + 1), sums);
+    };
+    const auto scaled = [&](__m512 sum, auto i) __attribute__((always_inline)) {
+      return _mm512_fmadd_ps(sum, _mm512_load_ps(scales + 16 * i), _mm512_load_ps(bias + 16 * i));
+    };
+    if constexpr (ONE_SPAN) {
+      add_span(0);
+      store_tile<ROWS>(first, panel, store, [&](auto r, auto i) __attribute__((always_inline)) {
+        return scaled(
+            _mm512_mul_ps(_mm512_cvtepi32_ps(sums[r][i]), _mm512_set1_ps(factors.scales[r][0])), i);
+      });
+    } else {
+      __m512 total[ROWS][4];
+      each_of_block<ROWS>([&](auto r, auto i) __attribute__((always_inline)) {
+        total[r][i] = _mm512_setzero_ps();
+      });
+      for (int span = 0; span < rows.spans(); span++) {
+        add_span(span);
+        each_of_block<ROWS>([&](auto r, auto i) __attribute__((always_inline)) {
+          total[r][i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[r][i]),
+                                        _mm512_set1_ps(factors.scales[r][span]), total[r][i]);
+        });
+      }
+      store_tile<ROWS>(first, panel, store, [&](auto r, auto i) __attribute__((always_inline)) {
+        return scaled(total[r][i], i);
+      });
+    }
+  }
+}
+
+// Parts `begin` to `end` of a product, as `cut` has them, a tile after the other. `order`: which
+// rows of `rows`; null is all.
 template <typename Number, typename Store>
 void product(const Rows<Number>& rows, const int* order, const Weights<Number>& weights,
-             const Cut& cut, int begin, int end, const Store& store) {
+             const Cut& cut, int begin, int end, Store&& store) {
   for (int part = begin; part < end; part++) {
     const Share block(cut.tiles, part % cut.blocks, cut.blocks);
     const int first = block.begin * TILE, last = std::min(block.end * TILE, cut.rows);
+    const int panel = part / cut.blocks * cut.together;
+    const int end_panel = std::min(panel + cut.together, weights.panels());
     in_tiles(last - first, [&]<int ROWS>(int row) {
-      product_tile<Number, ROWS>(rows, first + row, order, weights, part / cut.blocks, store);
+      for (int p = panel; p < end_panel; p++) {
+        if (is_coded<Number> && rows.spans() == 1)
+          product_tile<Number, ROWS, true>(rows, first + row, order, weights, p, store);
+        else
+          product_tile<Number, ROWS, false>(rows, first + row, order, weights, p, store);
+      }
     });
   }
 }

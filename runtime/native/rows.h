@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
@@ -10,7 +11,7 @@
 
 namespace corom {
 
-constexpr int GROUP = 64;  // values that are written at once; in Int8 they share a scale
+constexpr int GROUP = 64;  // values that are written at once
 
 // What values and weights are while they are multiplied. LANE: how many of a row's values one lane
 // of 32 bits takes.
@@ -26,8 +27,8 @@ struct Bf16 {
   using Sums = __m512;
   static constexpr int LANE = 2;
 };
-// The scale of every GROUP values of a row is taken from those values alone. A value is kept as
-// code + OFFSET, because the instruction multiplies unsigned by signed.
+// A span of a row's values shares a scale, which is taken from those values alone. A value is kept
+// as code + OFFSET, because the instruction multiplies unsigned by signed.
 struct Int8 {
   using Value = std::uint8_t;
   using Weight = std::int8_t;
@@ -42,60 +43,82 @@ constexpr bool is_coded = std::is_same_v<Number, Int8>;
 template <typename Number>
 class Rows {
  public:
-  void reserve(std::size_t rows, int width) {
+  // `span`: values that share a scale; the last may be fewer. Of whole groups, like `width`.
+  void reserve(std::size_t rows, int width, int span) {
     groups_ = width / GROUP;
+    span_groups_ = std::min(span, width) / GROUP;
+    spans_ = (groups_ + span_groups_ - 1) / span_groups_;
     values_.reserve(rows * width);
-    if (is_coded<Number>) scales_.reserve(rows * groups_);
+    if (is_coded<Number>) scales_.reserve(rows * spans_);
   }
 
   int groups() const { return groups_; }
+  int spans() const { return spans_; }
+  // The first group of a span; of the one behind the last: their number.
+  int first_group(int span) const { return std::min(span * span_groups_, groups_); }
   typename Number::Value* values(int row, int group = 0) {
     return values_.at(place(row, group) * GROUP);
   }
   const typename Number::Value* values(int row) const { return values_.at(place(row, 0) * GROUP); }
-  float* scale(int row, int group) { return scales_.at(place(row, group)); }
-  const float* scales(int row) const { return scales_.at(place(row, 0)); }
+  float* scales(int row) { return scales_.at(std::size_t(row) * spans_); }
+  const float* scales(int row) const { return scales_.at(std::size_t(row) * spans_); }
 
  private:
   std::size_t place(int row, int group) const { return std::size_t(row) * groups_ + group; }
 
-  int groups_ = 0;
+  int groups_ = 0, span_groups_ = 1, spans_ = 0;
   Buffer<typename Number::Value> values_;  // (rows, width)
-  Buffer<float> scales_;                   // (rows, groups), of codes alone
+  Buffer<float> scales_;                   // (rows, spans), of codes alone
 };
 
-// Write 64 values as group `group` of row `row`.
-inline void encode(const __m512 values[4], Rows<Fp32>& into, int row, int group) {
-  float* to = into.values(row, group);
+// Write the GROUP values of each group of a span.
+inline void encode(const __m512* values, Rows<Fp32>& into, int row, int span) {
+  for (int group = into.first_group(span); group < into.first_group(span + 1); group++) {
+    float* to = into.values(row, group);
 #pragma GCC unroll 4
-  for (int i = 0; i < 4; i++) _mm512_store_ps(to + 16 * i, values[i]);
-}
-
-inline void encode(const __m512 values[4], Rows<Bf16>& into, int row, int group) {
-  std::uint16_t* to = into.values(row, group);
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; i++) {
-    __m256i rounded;  // as assembly, like every instruction that not all CPUs with AVX-512 have
-    asm("vcvtneps2bf16 %1, %0" : "=v"(rounded) : "v"(values[i]));
-    _mm256_store_si256(reinterpret_cast<__m256i*>(to + 16 * i), rounded);
+    for (int i = 0; i < 4; i++) _mm512_store_ps(to + 16 * i, *values++);
   }
 }
 
-inline void encode(const __m512 values[4], Rows<Int8>& into, int row, int group) {
-  const __m512 largest =
-      _mm512_max_ps(_mm512_max_ps(_mm512_abs_ps(values[0]), _mm512_abs_ps(values[1])),
-                    _mm512_max_ps(_mm512_abs_ps(values[2]), _mm512_abs_ps(values[3])));
-  const float limit = _mm512_reduce_max_ps(largest);
+inline void encode(const __m512* values, Rows<Bf16>& into, int row, int span) {
+  for (int group = into.first_group(span); group < into.first_group(span + 1); group++) {
+    std::uint16_t* to = into.values(row, group);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+      __m256i rounded;  // as assembly, like every instruction that not all CPUs with AVX-512 have
+      asm("vcvtneps2bf16 %1, %0" : "=v"(rounded) : "v"(*values++));
+      _mm256_store_si256(reinterpret_cast<__m256i*>(to + 16 * i), rounded);
+    }
+  }
+}
+
+inline void encode(const __m512* values, Rows<Int8>& into, int row, int span) {
+  const int first = into.first_group(span), groups = into.first_group(span + 1) - first;
+  __m512 largest[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) largest[i] = _mm512_abs_ps(values[i]);
+  for (int group = 1; group < groups; group++) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+      largest[i] = _mm512_max_ps(largest[i], _mm512_abs_ps(values[4 * group + i]));
+    }
+  }
+  const float limit = _mm512_reduce_max_ps(
+      _mm512_max_ps(_mm512_max_ps(largest[0], largest[1]), _mm512_max_ps(largest[2], largest[3])));
   const __m512 steps = _mm512_set1_ps(limit > 0 ? 127.0f / limit : 0.0f);
-  const __m128i offset = _mm_set1_epi8(char(Int8::OFFSET));
-  std::uint8_t* to = into.values(row, group);
+  // Packing takes turns by lanes of four values.
+  const __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i offset = _mm512_set1_epi8(char(Int8::OFFSET));
+  for (int group = 0; group < groups; group++, values += 4) {
+    __m512i codes[4];
 #pragma GCC unroll 4
-  for (int i = 0; i < 4; i++) {
-    const __m512i code = _mm512_cvtps_epi32(_mm512_mul_ps(values[i], steps));
-    _mm_store_si128(reinterpret_cast<__m128i*>(to + 16 * i),
-                    _mm_xor_si128(_mm512_cvtepi32_epi8(code), offset));  // adds it, in 8 bits
+    for (int i = 0; i < 4; i++) codes[i] = _mm512_cvtps_epi32(_mm512_mul_ps(values[i], steps));
+    const __m512i packed = _mm512_packs_epi16(_mm512_packs_epi32(codes[0], codes[1]),
+                                              _mm512_packs_epi32(codes[2], codes[3]));
+    _mm512_store_si512(into.values(row, first + group),  // xor adds it, in 8 bits
+                       _mm512_xor_si512(_mm512_permutexvar_epi32(in_order, packed), offset));
   }
-  *into.scale(row, group) = limit * (1.0f / 127);
+  into.scales(row)[span] = limit * (1.0f / 127);
 }
 
 }  // namespace corom

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <vector>
 
@@ -46,23 +47,27 @@ class Runner : public AnyRunner {
 
  private:
   // Tokens for each thread from which on threads take whole texts, and do not wait for each other
-  // between two steps.
-  static constexpr int APART = 64;
+  // between two steps; and of what they take at once, if there is enough.
+  static constexpr int APART = 64, PART = 128;
 
-  // Whole texts for each thread, one after the other; none if some would have more than a quarter
-  // above the mean, or all too little.
+  // Whole texts in parts of about as many tokens, some for each thread; none if a part would have
+  // more than a quarter above the mean, or all too little.
   std::vector<Texts> in_parts(const Texts& texts) const {
     const int members = team_.size();
     std::int64_t tokens = 0;
     for (int text = 0; text < texts.count; text++) tokens += texts.lengths[text];
     if (tokens < APART * members) return {};
+    const std::int64_t count = members * std::max<std::int64_t>(1, tokens / (PART * members));
     std::vector<Texts> parts;
     std::int64_t before = 0, begun = 0;
     for (int text = 0, first = 0; text < texts.count; text++) {
       before += texts.lengths[text];
-      const bool last = text + 1 == texts.count;
-      if (!last && before * members < tokens * std::int64_t(parts.size() + 1)) continue;
-      if ((before - begun) * members * 4 > tokens * 5) return {};
+      if (text + 1 < texts.count) {
+        // Not yet, if half of the next text belongs to this part.
+        const std::int64_t middle = 2 * before + texts.lengths[text + 1];
+        if (middle * count < 2 * tokens * std::int64_t(parts.size() + 1)) continue;
+      }
+      if ((before - begun) * count * 4 > tokens * 5) return {};
       parts.push_back({texts.ids + std::size_t(first) * texts.width, texts.lengths + first,
                        text + 1 - first, texts.width});
       first = text + 1;
@@ -80,14 +85,17 @@ class Runner : public AnyRunner {
   }
 
   void run_apart(const Texts& texts, const std::vector<Texts>& parts, float* vectors) {
-    for (std::size_t part = 0; part < parts.size(); part++) {
-      spaces_[part].reserve(model_, parts[part], 1);
+    for (Space<Number>& space : spaces_) {
+      for (const Texts& part : parts) space.reserve(model_, part, 1);
     }
+    std::atomic<std::size_t> next = 0;
     team_.run([&](int member) {
-      if (member >= int(parts.size())) return;
-      const Texts& part = parts[member];
-      const std::size_t row = part.lengths - texts.lengths;
-      encode_texts(model_, part, spaces_[member], 0, 1, vectors + row * model_.width, [] {});
+      for (std::size_t number; (number = next++) < parts.size();) {
+        const Texts& part = parts[number];
+        const std::size_t row = part.lengths - texts.lengths;
+        spaces_[member].reserve(model_, part, 1);  // has the memory: it cannot fail
+        encode_texts(model_, part, spaces_[member], 0, 1, vectors + row * model_.width, [] {});
+      }
     });
   }
 

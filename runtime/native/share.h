@@ -15,14 +15,17 @@ struct Share {
         end(int(long(count) * (member + 1) / members)) {}
 };
 
-// A product in parts: each a panel of the weights times all rows or, where the panels do not go
-// round, times some of the tiles that the rows make.
+// A product in parts: each some panels of the weights, `together`, times all rows or, where they
+// do not go round, times some of the tiles that the rows make.
 struct Cut {
-  int rows, tiles, blocks;
-  Cut(int row_count, int panels, int members)
+  int rows, together, tiles, units, blocks;
+  Cut(int row_count, int panels, int panels_together, int members)
       : rows(row_count),
+        together(panels_together),
         tiles((row_count + TILE - 1) / TILE),
-        blocks(panels % members == 0 ? 1 : std::clamp(4 * members / panels, 1, tiles)) {}
+        units((panels + together - 1) / together),
+        blocks(units % members == 0 ? 1 : std::clamp(4 * members / units, 1, tiles)) {}
+  int parts() const { return units * blocks; }
 };
 
 }  // namespace corom

@@ -16,6 +16,7 @@
 #include "product.h"
 #include "rows.h"
 #include "share.h"
+#include "store.h"
 
 namespace corom {
 
@@ -54,21 +55,23 @@ struct Space {
     queries.reserve(values_there);
     keys.reserve(values_there);
     values.reserve(values_there);
-    tokens.reserve(rows, model.width);
-    gathered.reserve(rows, model.width);
-    inner.reserve(rows, model.inner_width);
+    tokens.reserve(rows, model.width, TOKEN_SPAN);
+    gathered.reserve(rows, model.width, GATHERED_SPAN<Number>);
+    inner.reserve(rows, model.inner_width, INNER_SPAN<Number>);
     if (!model.mean_pooled) {
       const int heads = model.heads();
       const std::size_t head_rows = std::size_t(texts.count) * heads;
       wanted.reserve(head_rows * model.width);
-      mixed.reserve(head_rows, model.width);
+      mixed.reserve(head_rows, model.width, GROUP);
       by_head.resize(head_rows);
       for (int row = 0; row < int(head_rows); row++) {
         by_head[row % heads * texts.count + row / heads] = row;
       }
     }
     while (int(attention.size()) < threads) attention.emplace_back();
-    for (AttentionSpace& space : attention) space.reserve(longest);
+    for (AttentionSpace& space : attention) {
+      space.reserve(longest, GATHERED_SPAN<Number> / HEAD);
+    }
   }
 };
 
@@ -86,7 +89,10 @@ class Part {
       const int start = space_.starts[text], end = space_.starts[text + 1];
       const Share mine = share(end - start);
       for (int token = mine.begin; token < mine.end; token++) {
-        const std::int64_t id = texts_.ids[std::size_t(text) * texts_.width + token];
+        const std::int64_t* ids = texts_.ids + std::size_t(text) * texts_.width;
+        if (token + 1 < mine.end)
+          prefetch(model_.words + std::size_t(ids[token + 1]) * width, width);
+        const std::int64_t id = ids[token];
         const int row = start + token;
         model_.norm(model_.words + std::size_t(id) * width,
                     model_.positions + std::size_t(token) * width, hidden(row), &space_.tokens,
@@ -97,7 +103,7 @@ class Part {
 
   void project(const Layer<Number>& layer, const Projections<Number>& other) const {
     const int panels = layer.query.panels();
-    const Cut cut(rows(), 3 * panels, members_);
+    const Cut cut(rows(), 3 * panels, 1, members_);
     const int parts = panels * cut.blocks;
     const Share mine = share(3 * parts);
     const auto multiplied = [&](int index, const Weights<Number>& weights, Buffer<float>& out) {
@@ -111,21 +117,21 @@ class Part {
   }
 
   void attend() const {
-    const int width = model_.width, heads = model_.heads();
-    const Share mine = share(texts_.count * heads);
+    const int width = model_.width, spans = space_.gathered.spans();
+    const Share mine = share(texts_.count * spans);
     for (int unit = mine.begin; unit < mine.end; unit++) {
-      const int text = unit / heads, head = unit % heads;
+      const int text = unit / spans, span = unit % spans;
       const int start = space_.starts[text], tokens = space_.starts[text + 1] - start;
+      const int head = space_.gathered.first_group(span);
       const std::size_t first = std::size_t(start) * width + head * HEAD;
-      corom::attend(space_.queries.at(first), width, tokens, space_.keys.at(first),
-                    space_.values.at(first), width, tokens, space_.attention[member_],
-                    space_.gathered, start, head);
+      corom::attend(space_.queries.at(first), space_.keys.at(first), space_.values.at(first), width,
+                    tokens, space_.attention[member_], space_.gathered, start, span);
     }
   }
 
   // Queries of each text's first token.
   void project_first(const Layer<Number>& layer) const {
-    multiply(space_.tokens, texts_.count, space_.starts.data(), layer.query,
+    multiply(one_by_one(layer.query, true), space_.tokens, space_.starts.data(), layer.query,
              written(space_.queries));
   }
 
@@ -158,19 +164,23 @@ class Part {
 
   // The values of mixed tokens are the values mixed.
   void gather_first(const FirstProjections& projections) const {
-    const Share mine = share(model_.heads());
-    for (int head = mine.begin; head < mine.end; head++) {
-      product(space_.mixed, &space_.by_head[std::size_t(head) * texts_.count], projections.value,
-              Cut(texts_.count, 1, 1), head, head + 1,
-              [&](int row, int panel, const __m512 values[4]) {
-                encode(values, space_.gathered, row, panel);
-              });
+    const int width = model_.width;
+    const Share mine = share(space_.gathered.spans());
+    for (int span = mine.begin; span < mine.end; span++) {
+      const int begin = space_.gathered.first_group(span);
+      const int end = space_.gathered.first_group(span + 1);
+      for (int head = begin; head < end; head++) {
+        product(space_.mixed, &space_.by_head[std::size_t(head) * texts_.count], projections.value,
+                Cut(texts_.count, 1, 1, 1), head, head + 1, written(space_.values));
+      }
+      write_mixed(space_.values.at(begin * GROUP), width, texts_.count, space_.gathered, 0, span);
     }
   }
 
   // sums = what attention gathered · weights + bias
   void output(const Layer<Number>& layer, bool first_only) const {
-    multiply(space_.gathered, rows(first_only), nullptr, layer.output, written(space_.sums));
+    multiply(one_by_one(layer.output, first_only), space_.gathered, nullptr, layer.output,
+             written(space_.sums));
   }
 
   // sums = attention's norm of them and the tokens
@@ -184,20 +194,15 @@ class Part {
 
   // inner = activation(tokens · weights + bias)
   void widen(const Layer<Number>& layer, bool first_only) const {
-    const auto activation = model_.activation;
-    Rows<Number>& inner = space_.inner;
-    multiply(space_.tokens, rows(first_only), nullptr, layer.inner,
-             [&inner, activation](int row, int panel, const __m512 values[4]) {
-               __m512 active[4];
-#pragma GCC unroll 4
-               for (int i = 0; i < 4; i++) active[i] = activation(values[i]);
-               encode(active, inner, row, panel);
-             });
+    Activated<Number> store(model_.activation, space_.inner);
+    const Cut cut(rows(first_only), layer.inner.panels(), store.PANELS, members_);
+    multiply(cut, space_.tokens, nullptr, layer.inner, store);
   }
 
   // hidden = inner · weights + bias
   void narrow(const Layer<Number>& layer, bool first_only) const {
-    multiply(space_.inner, rows(first_only), nullptr, layer.outer, written(space_.hidden));
+    multiply(one_by_one(layer.outer, first_only), space_.inner, nullptr, layer.outer,
+             written(space_.hidden));
   }
 
   // hidden = the layer's output
@@ -239,22 +244,24 @@ class Part {
   float* hidden(int row) const { return space_.hidden.at(std::size_t(row) * model_.width); }
   float* sums(int row) const { return space_.sums.at(std::size_t(row) * model_.width); }
 
-  // This member's part of the product of `count` rows, of those that `order` names, and weights.
+  static void prefetch(const float* row, int width) {
+    for (int i = 0; i < width; i += 16) _mm_prefetch(row + i, _MM_HINT_T0);
+  }
+
+  // A panel at a time, times all rows, or one of each text.
+  Cut one_by_one(const Weights<Number>& weights, bool first_only) const {
+    return Cut(rows(first_only), weights.panels(), 1, members_);
+  }
+
+  // This member's part of the product of rows, or those that `order` names, and weights.
   template <typename Store>
-  void multiply(const Rows<Number>& from, int count, const int* order,
-                const Weights<Number>& weights, const Store& store) const {
-    const Cut cut(count, weights.panels(), members_);
-    const Share mine = share(weights.panels() * cut.blocks);
+  void multiply(const Cut& cut, const Rows<Number>& from, const int* order,
+                const Weights<Number>& weights, Store&& store) const {
+    const Share mine = share(cut.parts());
     product(from, order, weights, cut, mine.begin, mine.end, store);
   }
 
-  // Stores a product's results in `out` (rows, H).
-  auto written(Buffer<float>& out) const {
-    return [&out, width = model_.width](int row, int panel, const __m512 values[4]) {
-      float* to = out.at(std::size_t(row) * width + panel * PANEL);
-      for (int i = 0; i < 4; i++) _mm512_store_ps(to + 16 * i, values[i]);
-    };
-  }
+  Written written(Buffer<float>& out) const { return {out.at(0), model_.width}; }
 
   const Model<Number>& model_;
   const Texts& texts_;

@@ -19,17 +19,24 @@ constexpr int PANEL = 64;  // columns; as wide as a group, so that a panel's res
 template <typename Number>
 class Weights {
  public:
-  // weights (columns, inputs); bias (columns,)
-  Weights(int columns, int inputs, const float* weights, const float* bias)
+  // weights (columns, inputs); bias (columns,). Of the rows that they will multiply: `span`, and
+  // `smoothing` (inputs,), null for none.
+  Weights(int columns, int inputs, int span, const float* weights, const float* bias,
+          const float* smoothing = nullptr)
       : columns_(columns),
         inputs_(inputs),
+        span_(std::min(span, inputs)),
+        spans_((inputs + span_ - 1) / span_),
         packed_(std::size_t(columns) * inputs),
         bias_(columns),
         scales_(is_coded<Number> ? columns : 0),
-        corrections_(is_coded<Number> ? std::size_t(columns) * inputs / GROUP : 0) {
+        corrections_(is_coded<Number> ? std::size_t(columns) * spans_ : 0) {
     std::copy_n(bias, columns, bias_.at(0));
     for (int column = 0; column < columns; column++) {
-      pack(column, weights + std::size_t(column) * inputs);
+      const float* own = weights + std::size_t(column) * inputs;
+      pack(column, [&](int input) {
+        return smoothing == nullptr ? own[input] : own[input] * smoothing[input];
+      });
     }
   }
 
@@ -40,13 +47,14 @@ class Weights {
   }
   const float* bias(int panel) const { return bias_.at(std::size_t(panel) * PANEL); }
   const float* scales(int panel) const { return scales_.at(std::size_t(panel) * PANEL); }
-  // (inputs / GROUP, PANEL)
+  // (spans, PANEL)
   const std::int32_t* corrections(int panel) const {
-    return corrections_.at(std::size_t(panel) * PANEL * inputs_ / GROUP);
+    return corrections_.at(std::size_t(panel) * PANEL * spans_);
   }
 
  private:
-  void pack(int column, const float* weights) {
+  template <typename Input>
+  void pack(int column, const Input& weight) {
     const auto at = [&](int input) {
       return packed_.at(
           (std::size_t(column / PANEL) * inputs_ + input / Number::LANE * Number::LANE) * PANEL +
@@ -55,23 +63,22 @@ class Weights {
     if constexpr (is_coded<Number>) {
       float largest = 0;
       for (int input = 0; input < inputs_; input++) {
-        largest = std::max(largest, std::abs(weights[input]));
+        largest = std::max(largest, std::abs(weight(input)));
       }
       const float scale = std::max(largest, __FLT_MIN__) / 127;
       *scales_.at(column) = scale;
       std::int32_t* corrections =
-          corrections_.at(std::size_t(column / PANEL) * inputs_ / GROUP * PANEL + column % PANEL);
-      for (int group = 0; group < inputs_ / GROUP; group++) {
+          corrections_.at(std::size_t(column / PANEL) * spans_ * PANEL + column % PANEL);
+      for (int span = 0; span < spans_; span++) {
         std::int32_t sum = 0;
-        for (int input = group * GROUP; input < (group + 1) * GROUP; input++) {
-          *at(input) = std::int8_t(std::nearbyint(weights[input] / scale));
+        for (int input = span * span_; input < std::min((span + 1) * span_, inputs_); input++) {
+          *at(input) = std::int8_t(std::nearbyint(weight(input) / scale));
           sum += *at(input);
         }
-        corrections[group * PANEL] = -Int8::OFFSET * sum;
+        corrections[span * PANEL] = -Int8::OFFSET * sum;
       }
     } else {
-      for (int input = 0; input < inputs_; input++)
-        *at(input) = as_weight(weights[input], Number());
+      for (int input = 0; input < inputs_; input++) *at(input) = as_weight(weight(input), Number());
     }
   }
 
@@ -82,7 +89,7 @@ class Weights {
     return std::uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);  // to the nearest, ties to even
   }
 
-  int columns_, inputs_;
+  int columns_, inputs_, span_, spans_;
   Buffer<typename Number::Weight> packed_;
   Buffer<float> bias_, scales_;
   Buffer<std::int32_t> corrections_;
