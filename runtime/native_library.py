@@ -161,7 +161,7 @@ class NativeEncoder:
             raise MemoryError
         for index in range(sizes.layers):
             layer = _Layer(
-                *(_part(kind, arrays, f"layers.{index}.{name}") for name, kind in _Layer._fields_)
+                *(_part(kind, arrays, f"layers.{index}.{name}") for name, kind, *_ in _Layer._fields_)
             )
             if self._library.corom_add_layer(self.handle, byref(layer)):
                 raise MemoryError
