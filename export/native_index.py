@@ -8,7 +8,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import torch
-from torch import nn
 
 from corom.runtime.native_weights import (
     COARSE,
@@ -26,7 +25,7 @@ from corom.runtime.vectors import Vectors
 from .calibration import linear_inputs
 from .checkpoint import Checkpoint
 from .config import EncoderConfig
-from .encoder import Attention, Layer, TorchEncoder
+from .encoder import Layer, TorchEncoder
 from .parity import read_texts
 from .quantized_graph import FP32_GRAPH
 
@@ -49,15 +48,16 @@ def export_native_index(staging: Path, encoder: TorchEncoder, checkpoint: Checkp
     """
     assert not encoder.flat
     config = checkpoint.config
-    layers = [layer for layer in encoder.layers if isinstance(layer, Layer)]
-    arrays = _arrays(encoder, layers) | _smoothing(encoder, checkpoint)
+    (layer, *_) = encoder.layers
+    assert isinstance(layer, Layer)
+    arrays = dict(encoder.named_parameters()) | _smoothing(encoder, checkpoint)
     path = staging / INDEX_NAME
     path.parent.mkdir()
     index = Index(
         sizes=_sizes(config),
         epsilon=encoder.embeddings.norm.eps,
         activation={
-            degree: activation_pieces(layers[0].activation, degree).tolist() for degree in BUMP_ENDS
+            degree: activation_pieces(layer.activation, degree).tolist() for degree in BUMP_ENDS
         },
         arrays=_places(
             staging,
@@ -96,23 +96,6 @@ def _sizes(config: EncoderConfig) -> Sizes:
     )
 
 
-def _arrays(encoder: TorchEncoder, layers: list[Layer]) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = {
-        "positions": encoder.embeddings.positions,
-        "words": encoder.embeddings.words.weight,
-    }
-    named: dict[str, nn.Module] = {"norm": encoder.embeddings.norm}
-    for number, layer in enumerate(layers):
-        assert isinstance(layer.attention, Attention)
-        for part in ("query", "key", "value", "output"):
-            named[f"layers.{number}.{part}"] = getattr(layer.attention, part)
-        for part in ("attention_norm", "inner", "outer", "output_norm"):
-            named[f"layers.{number}.{part}"] = getattr(layer, part)
-    for name, module in named.items():
-        found |= {f"{name}.{part}": value for part, value in module.named_parameters()}
-    return found
-
-
 def _smoothing(encoder: TorchEncoder, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """Return what each norm's values are divided by before codes are made of them.
 
@@ -122,7 +105,7 @@ def _smoothing(encoder: TorchEncoder, checkpoint: Checkpoint) -> dict[str, torch
     """
     texts = read_texts(None, "finding large values", SMOOTHING_TEXTS)
     inputs = linear_inputs(encoder, checkpoint, texts[:: len(texts) // SMOOTHING_TEXTS])
-    fed_to = {"norm": "layers.0.attention.query"}
+    fed_to = {"embeddings.norm": "layers.0.attention.query"}
     for layer in range(checkpoint.config.layers):
         fed_to[f"layers.{layer}.attention_norm"] = f"layers.{layer}.inner"
         fed_to[f"layers.{layer}.output_norm"] = f"layers.{layer + 1}.attention.query"

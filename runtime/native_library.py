@@ -74,17 +74,20 @@ class _Norm(Structure):
     _fields_ = [("weight", c_void_p), ("bias", c_void_p), ("smoothing", c_void_p)]
 
 
+_LAYER: dict[str, type[Structure]] = {
+    "attention.query": _Linear,
+    "attention.key": _Linear,
+    "attention.value": _Linear,
+    "attention.output": _Linear,
+    "inner": _Linear,
+    "outer": _Linear,
+    "attention_norm": _Norm,
+    "output_norm": _Norm,
+}
+
+
 class _Layer(Structure):
-    _fields_ = [
-        ("query", _Linear),
-        ("key", _Linear),
-        ("value", _Linear),
-        ("output", _Linear),
-        ("inner", _Linear),
-        ("outer", _Linear),
-        ("attention_norm", _Norm),
-        ("output_norm", _Norm),
-    ]
+    _fields_ = list(_LAYER.items())
 
 
 class _Activation(Structure):
@@ -141,7 +144,8 @@ class NativeEncoder:
         require_native(precision)
         self._library = _library()
         sizes, arrays = weights.sizes, weights.arrays
-        self._tables = (arrays["words"], arrays["positions"])  # used where they are
+        words, positions = arrays["embeddings.words.weight"], arrays["embeddings.positions"]
+        self._tables = (words, positions)  # used where they are
         self.dimension = sizes.hidden
         model = _Model(
             vocabulary=sizes.words,
@@ -151,9 +155,9 @@ class NativeEncoder:
             mean_pooled=pooling == "mean",
             epsilon=weights.epsilon,
             activation=_Activation(*(_address(weights.activation[d]) for d in (COARSE, FINE))),
-            words=_address(arrays["words"]),
-            position_table=_address(arrays["positions"]),
-            norm=_part(_Norm, arrays, "norm"),
+            words=_address(words),
+            position_table=_address(positions),
+            norm=_part(_Norm, arrays, "embeddings.norm"),
         )
         number = list(NEEDED).index(precision)
         self.handle = self._library.corom_encoder(byref(model), number)
@@ -161,7 +165,7 @@ class NativeEncoder:
             raise MemoryError
         for index in range(sizes.layers):
             layer = _Layer(
-                *(_part(kind, arrays, f"layers.{index}.{name}") for name, kind, *_ in _Layer._fields_)
+                *(_part(kind, arrays, f"layers.{index}.{name}") for name, kind in _LAYER.items())
             )
             if self._library.corom_add_layer(self.handle, byref(layer)):
                 raise MemoryError

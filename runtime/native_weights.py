@@ -88,7 +88,7 @@ class NativeWeights(NamedTuple):
 
 
 def array_shapes(sizes: Sizes, pooling: Pooling) -> dict[str, tuple[int, ...]]:
-    """Return name and shape of every array, in the order in which the graph has them.
+    """Return shape and name, as in export/encoder.py, of every array, in the graph's order.
 
     Matrices are (outputs, inputs); the scale of attention's scores is in the query weights, the
     token type's vector in every position. Where [CLS] alone attends, keys need no bias. A norm's
@@ -97,18 +97,18 @@ def array_shapes(sizes: Sizes, pooling: Pooling) -> dict[str, tuple[int, ...]]:
     """
     hidden, inner = sizes.hidden, sizes.inner
     shapes: dict[str, tuple[int, ...]] = {
-        "positions": (sizes.positions, hidden),
-        "words": (sizes.words, hidden),
-        "norm.weight": (hidden,),
-        "norm.bias": (hidden,),
-        "norm.smoothing": (hidden,),
+        "embeddings.positions": (sizes.positions, hidden),
+        "embeddings.words.weight": (sizes.words, hidden),
+        "embeddings.norm.weight": (hidden,),
+        "embeddings.norm.bias": (hidden,),
+        "embeddings.norm.smoothing": (hidden,),
     }
     for layer in range(sizes.layers):
         for part, shape in (
-            ("query", (hidden, hidden)),
-            ("key", (hidden, hidden)),
-            ("value", (hidden, hidden)),
-            ("output", (hidden, hidden)),
+            ("attention.query", (hidden, hidden)),
+            ("attention.key", (hidden, hidden)),
+            ("attention.value", (hidden, hidden)),
+            ("attention.output", (hidden, hidden)),
             ("attention_norm", (hidden,)),
             ("inner", (inner, hidden)),
             ("outer", (hidden, inner)),
@@ -116,11 +116,11 @@ def array_shapes(sizes: Sizes, pooling: Pooling) -> dict[str, tuple[int, ...]]:
         ):
             shapes[f"layers.{layer}.{part}.weight"] = shape
             shapes[f"layers.{layer}.{part}.bias"] = shape[:1]
-            if "norm" in part:
+            if part.endswith("norm"):
                 shapes[f"layers.{layer}.{part}.smoothing"] = shape
     del shapes[f"layers.{sizes.layers - 1}.output_norm.smoothing"]
     if pooling == "cls":
-        del shapes[f"layers.{sizes.layers - 1}.key.bias"]
+        del shapes[f"layers.{sizes.layers - 1}.attention.key.bias"]
     return shapes
 
 

@@ -152,23 +152,24 @@ def written_out(
         return values.reshape(len(values), -1, 64).transpose(1, 0, 2)
 
     hidden = norm(
-        "norm",
-        weights.arrays["words"][ids].astype(np.float64) + weights.arrays["positions"][: len(ids)],
+        "embeddings.norm",
+        weights.arrays["embeddings.words.weight"][ids].astype(np.float64)
+        + weights.arrays["embeddings.positions"][: len(ids)],
     )
     for layer in range(weights.sizes.layers):
         own = f"layers.{layer}."
-        before = f"layers.{layer - 1}.output_norm" if layer else "norm"
+        before = f"layers.{layer - 1}.output_norm" if layer else "embeddings.norm"
         first = pooling == "cls" and layer == weights.sizes.layers - 1
         rows = hidden[:1] if first else hidden
-        query = heads(linear(f"{own}query", rows, before))
+        query = heads(linear(f"{own}attention.query", rows, before))
         key, value = (
-            heads(linear(own + part, hidden, before, "fp32" if first else precision))
+            heads(linear(f"{own}attention.{part}", hidden, before, "fp32" if first else precision))
             for part in ("key", "value")
         )
         scores = query @ key.transpose(0, 2, 1)
         shares = np.exp(scores - scores.max(-1, keepdims=True))
         mixed = shares / shares.sum(-1, keepdims=True) @ value
-        gathered = linear(f"{own}output", mixed.transpose(1, 0, 2).reshape(rows.shape))
+        gathered = linear(f"{own}attention.output", mixed.transpose(1, 0, 2).reshape(rows.shape))
         rows = norm(f"{own}attention_norm", rows + gathered)
         inner = activation(
             torch.from_numpy(linear(f"{own}inner", rows, f"{own}attention_norm"))
@@ -190,9 +191,9 @@ def random_weights(
             values = 2.0 ** rng.integers(-2, 2, shape)
         elif "norm" in name:
             values = values * 0.1 + name.endswith("weight")
-        elif len(shape) == 1 or name == "positions":
+        elif len(shape) == 1 or name == "embeddings.positions":
             values *= 0.2
-        elif name != "words":
+        elif name != "embeddings.words.weight":
             values *= shape[1] ** -0.5
         return values.astype(np.float32)
 
@@ -250,7 +251,10 @@ def test_vectors_are_those_of_the_arithmetic(
 
 @every_rung
 @pytest.mark.parametrize("layer", [0, 1])
-@pytest.mark.parametrize("part", ["query", "key", "value", "output", "inner", "outer"])
+@pytest.mark.parametrize(
+    "part",
+    ["attention.query", "attention.key", "attention.value", "attention.output", "inner", "outer"],
+)
 def test_a_wrong_weight_would_be_noticed(precision: Precision, part: str, layer: int) -> None:
     weights = random_weights(1, 128, 256)
     ids = np.arange(20)
@@ -423,7 +427,7 @@ def test_kernels_that_give_wrong_vectors_are_noticed_when_they_are_opened(
 ) -> None:
     def swap(index: dict[str, Any]) -> None:
         arrays = index["arrays"]
-        first, second = "layers.0.query.weight", "layers.0.key.weight"
+        first, second = "layers.0.attention.query.weight", "layers.0.attention.key.weight"
         arrays[first], arrays[second] = arrays[second], arrays[first]
 
     with pytest.raises(ParityError, match=f"{precision} by native on cpu gives wrong vectors"):
@@ -595,10 +599,10 @@ def test_weights_beside_the_graph_are_found_too(
     made = tmp_path / "b"
     manifest = export_bundle(str(checkpoint), made, parity_texts=parity_file, pooling="mean")
     index = msgspec.json.decode((made / INDEX_NAME).read_bytes())
-    assert index["arrays"]["words"]["file"] == "onnx/model.onnx.data"
+    assert index["arrays"]["embeddings.words.weight"]["file"] == "onnx/model.onnx.data"
     words = load_file(checkpoint / "model.safetensors")["embeddings.word_embeddings.weight"]
     np.testing.assert_array_equal(
-        load_native_weights(made, manifest).arrays["words"], words.numpy()
+        load_native_weights(made, manifest).arrays["embeddings.words.weight"], words.numpy()
     )
 
 
@@ -664,18 +668,26 @@ BROKEN: dict[str, Callable[[dict[str, Any]], object]] = {
     "no layers": lambda index: index.update(sizes=index["sizes"] | {"layers": 0}, arrays={}),
     "another width": lambda index: index["sizes"].update(hidden=64),
     "a width of no group": lambda index: index["sizes"].update(inner=100),
-    "an array missing": lambda index: index["arrays"].pop("words"),
-    "an unknown array": lambda index: index["arrays"].update(more=index["arrays"]["words"]),
+    "an array missing": lambda index: index["arrays"].pop("embeddings.words.weight"),
+    "an unknown array": lambda index: index["arrays"].update(
+        more=index["arrays"]["embeddings.words.weight"]
+    ),
     "no polynomial": lambda index: index["activation"].pop(str(FINE)),
     "a polynomial cut short": lambda index: index["activation"][str(COARSE)].pop(),
     "another field": lambda index: index.update(more=1),
     "a text for a number": lambda index: index.update(epsilon="small"),
-    "a place behind the end": lambda index: index["arrays"]["words"].update(offset=10**9),
-    "a place before the beginning": lambda index: index["arrays"]["words"].update(offset=-4),
+    "a place behind the end": lambda index: index["arrays"]["embeddings.words.weight"].update(
+        offset=10**9
+    ),
+    "a place before the beginning": lambda index: index["arrays"]["embeddings.words.weight"].update(
+        offset=-4
+    ),
     "more words than there are": lambda index: index["sizes"].update(words=10**9),
     "more words than a number of 64 bits": lambda index: index["sizes"].update(words=2**63 - 1),
-    "a file that is not listed": lambda index: index["arrays"]["words"].update(file="x"),
-    "a file outside": lambda index: index["arrays"]["words"].update(file="../x"),
+    "a file that is not listed": lambda index: index["arrays"]["embeddings.words.weight"].update(
+        file="x"
+    ),
+    "a file outside": lambda index: index["arrays"]["embeddings.words.weight"].update(file="../x"),
 }
 
 
