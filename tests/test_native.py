@@ -386,7 +386,7 @@ def test_the_bundle_holds_the_weights_once(
     assert 0 not in rest
     assert sum(rest) < total / 20
     state = load_file(checkpoint / "model.safetensors")
-    for part, own in (("value", "attention.self.value"), ("outer", "output.dense")):
+    for part, own in (("attention.value", "attention.self.value"), ("outer", "output.dense")):
         for layer in range(weights.sizes.layers):
             np.testing.assert_array_equal(
                 weights.arrays[f"layers.{layer}.{part}.weight"],

@@ -50,14 +50,20 @@ class Runner : public AnyRunner {
   // between two steps; and of what they take at once, if there is enough.
   static constexpr int APART = 64, PART = 128;
 
-  // Whole texts in parts of about as many tokens, some for each thread; none if a part would have
-  // more than a quarter above the mean, or all too little.
+  // Whole texts in parts, some for each thread; none if there is too little for that.
   std::vector<Texts> in_parts(const Texts& texts) const {
     const int members = team_.size();
     std::int64_t tokens = 0;
     for (int text = 0; text < texts.count; text++) tokens += texts.lengths[text];
     if (tokens < APART * members) return {};
-    const std::int64_t count = members * std::max<std::int64_t>(1, tokens / (PART * members));
+    const std::int64_t each = std::max<std::int64_t>(1, tokens / (PART * members));
+    std::vector<Texts> parts = cut(texts, tokens, each * members);
+    return parts.empty() && each > 1 ? cut(texts, tokens, members) : parts;
+  }
+
+  // `count` parts of about as many tokens; none if one would have a quarter of a thread's share
+  // more than the mean.
+  std::vector<Texts> cut(const Texts& texts, std::int64_t tokens, std::int64_t count) const {
     std::vector<Texts> parts;
     std::int64_t before = 0, begun = 0;
     for (int text = 0, first = 0; text < texts.count; text++) {
@@ -67,7 +73,8 @@ class Runner : public AnyRunner {
         const std::int64_t middle = 2 * before + texts.lengths[text + 1];
         if (middle * count < 2 * tokens * std::int64_t(parts.size() + 1)) continue;
       }
-      if ((before - begun) * count * 4 > tokens * 5) return {};
+      const double above = double(before - begun) - double(tokens) / double(count);
+      if (above * 4 * team_.size() > double(tokens)) return {};
       parts.push_back({texts.ids + std::size_t(first) * texts.width, texts.lengths + first,
                        text + 1 - first, texts.width});
       first = text + 1;
