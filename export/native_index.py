@@ -104,7 +104,9 @@ def _smoothing(encoder: TorchEncoder, checkpoint: Checkpoint) -> dict[str, torch
     from each token as it comes. benchmarks/README.md has what other powers of it are worth.
     """
     texts = read_texts(None, "finding large values", SMOOTHING_TEXTS)
-    inputs = linear_inputs(encoder, checkpoint, texts[:: len(texts) // SMOOTHING_TEXTS])
+    inputs = linear_inputs(
+        encoder, checkpoint, texts[:: len(texts) // SMOOTHING_TEXTS][:SMOOTHING_TEXTS]
+    )
     fed_to = {"embeddings.norm": "layers.0.attention.query"}
     for layer in range(checkpoint.config.layers):
         fed_to[f"layers.{layer}.attention_norm"] = f"layers.{layer}.inner"

@@ -24,6 +24,8 @@ PATIENCE_S = 30
 """After so long the user is told that workers do not start."""
 FAREWELL_S = 30
 """How long threads of Ray Data may take for what they do last."""
+CALLING_THREADS = ("iter_threaded", "StreamingExecutor-", "ray-data-metadata-prefetch")
+"""How the names of those begin that call Ray."""
 
 
 class RayEmbedder:
@@ -138,18 +140,17 @@ class _Described:
 
 @contextmanager
 def _threads_ended() -> Iterator[None]:
-    """Wait at the end for the threads of Ray Data that were started in the block.
+    """Wait at the end for the threads of Ray Data that call Ray.
 
     A pipeline that is closed waits two seconds for one and not at all for others, and Ray ends
     the process, with exit code 1, of a thread that calls it while it shuts down.
     """
-    before = set(threading.enumerate())
     try:
         yield
     finally:
         deadline = time.monotonic() + FAREWELL_S
-        for thread in set(threading.enumerate()) - before:
-            if thread.name != "Prefetcher":  # waits for a word that never comes, and calls nothing
+        for thread in threading.enumerate():
+            if thread.name.startswith(CALLING_THREADS):
                 thread.join(max(0.0, deadline - time.monotonic()))
 
 

@@ -151,7 +151,9 @@ def load_native_weights(bundle: Path, manifest: Manifest) -> NativeWeights:
     entries = [manifest.entry(name) for name in {place.file for place in index.arrays.values()}]
     size_bytes = sum(entry.size_bytes for entry in entries)
     if not (index.sizes.hidden == manifest.dimension and index.fits(manifest.pooling, size_bytes)):
-        raise BundleError(f"'{path}' does not describe an encoder. Export the bundle again.")
+        raise BundleError(
+            f"'{path}' does not describe an encoder, or an earlier corom made it. Export the bundle again."
+        )
     files = {entry.path: checked_file(bundle, entry) for entry in entries}
     return NativeWeights(
         index.sizes,

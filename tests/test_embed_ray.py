@@ -177,7 +177,8 @@ import ray
 from corom.runtime.cli import main
 
 def threads():
-    return {t.name for t in threading.enumerate() if t.name[:8] in ("iter_thr", "Streamin")}
+    calling = ("iter_threaded", "StreamingExecutor", "ray-data-metadata")
+    return {t.name for t in threading.enumerate() if t.name.startswith(calling)}
 
 def slow_get(*arguments, **options):
     if threading.current_thread().name == "iter_threaded":

@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from corom.export import graph as graph_module
 from corom.export.bundle import export_bundle
@@ -319,9 +319,10 @@ def test_a_vector_is_the_same_alone_in_any_batch_and_by_any_threads(
 def encoders() -> list[NativeEncoder]:
     poolings: tuple[Pooling, ...] = ("cls", "mean")
     return [
-        NativeEncoder(random_weights(4, 128, 192, pooling), precision, pooling)
+        NativeEncoder(random_weights(4, *shape, pooling), precision, pooling)
         for precision in HERE
         for pooling in poolings
+        for shape in ((128, 192), (448, 320))
     ]
 
 
@@ -392,6 +393,29 @@ def test_the_bundle_holds_the_weights_once(
                 weights.arrays[f"layers.{layer}.{part}.weight"],
                 state[f"encoder.layer.{layer}.{own}.weight"].numpy(),
             )
+
+
+def test_values_that_are_large_in_every_token_are_smoothed(
+    make_checkpoint: Callable[..., Path], parity_file: Path, tmp_path: Path
+) -> None:
+    made = make_checkpoint(hidden_size=128, intermediate_size=256, num_attention_heads=2)
+    state = load_file(made / "model.safetensors")
+    large = {
+        "embeddings.LayerNorm": ("embeddings.norm", 5),
+        "encoder.layer.0.attention.output.LayerNorm": ("layers.0.attention_norm", 70),
+        "encoder.layer.0.output.LayerNorm": ("layers.0.output_norm", 127),
+    }
+    for name, (_, column) in large.items():
+        state[f"{name}.weight"][column] = 40.0
+    save_file(state, made / "model.safetensors", metadata={"format": "pt"})
+    bundle = tmp_path / "b"
+    manifest = export_bundle(str(made), bundle, parity_texts=parity_file)
+    arrays = load_native_weights(bundle, manifest).arrays
+    for name, column in large.values():
+        smoothing = arrays[f"{name}.smoothing"]
+        np.testing.assert_array_equal(np.frexp(smoothing)[0], 0.5)  # powers of two
+        assert smoothing.argmax() == column
+        assert smoothing[column] >= 4 * np.median(smoothing)
 
 
 @needs_native

@@ -1,4 +1,4 @@
-// One head of one text, in fp32. No mask: a text has no padding here.
+// Attention within one text, in fp32. No mask: a text has no padding here.
 #pragma once
 
 #include <immintrin.h>

@@ -18,8 +18,8 @@ namespace corom {
 // What is one head's, or one panel's, is written as one group.
 static_assert(HEAD == GROUP && PANEL == GROUP);
 
-// Values of a row that are written together, and in Int8 share a scale. Fewer would be a little
-// nearer to fp32, but each span costs a product about what 16 more inputs do.
+// Values of a row that are known together when they are written; in Int8 they share a scale. Fewer
+// would be a little nearer to fp32, but each span costs a product about what 16 more inputs do.
 constexpr int TOKEN_SPAN = WIDEST;  // a token, whole
 template <typename Number>
 constexpr int GATHERED_SPAN = is_coded<Number> ? 4 * HEAD : HEAD;  // by attention

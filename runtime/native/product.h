@@ -160,10 +160,13 @@ void product(const Rows<Number>& rows, const int* order, const Weights<Number>& 
     const int end_panel = std::min(panel + cut.together, weights.panels());
     in_tiles(last - first, [&]<int ROWS>(int row) {
       for (int p = panel; p < end_panel; p++) {
-        if (is_coded<Number> && rows.spans() == 1)
-          product_tile<Number, ROWS, true>(rows, first + row, order, weights, p, store);
-        else
-          product_tile<Number, ROWS, false>(rows, first + row, order, weights, p, store);
+        if constexpr (is_coded<Number>) {
+          if (rows.spans() == 1) {
+            product_tile<Number, ROWS, true>(rows, first + row, order, weights, p, store);
+            continue;
+          }
+        }
+        product_tile<Number, ROWS, false>(rows, first + row, order, weights, p, store);
       }
     });
   }

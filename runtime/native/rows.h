@@ -11,7 +11,7 @@
 
 namespace corom {
 
-constexpr int GROUP = 64;  // values that are written at once
+constexpr int GROUP = 64;  // values: widths are multiples of it, spans are made of it
 
 // What values and weights are while they are multiplied. LANE: how many of a row's values one lane
 // of 32 bits takes.

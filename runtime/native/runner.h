@@ -56,15 +56,16 @@ class Runner : public AnyRunner {
     std::int64_t tokens = 0;
     for (int text = 0; text < texts.count; text++) tokens += texts.lengths[text];
     if (tokens < APART * members) return {};
-    const std::int64_t each = std::max<std::int64_t>(1, tokens / (PART * members));
+    const std::int64_t share = PART * members;
+    const std::int64_t each = std::max<std::int64_t>(1, (tokens + share / 2) / share);
     std::vector<Texts> parts = cut(texts, tokens, each * members);
     return parts.empty() && each > 1 ? cut(texts, tokens, members) : parts;
   }
 
-  // `count` parts of about as many tokens; none if one would have a quarter of a thread's share
-  // more than the mean.
+  // `count` parts of about as many tokens; none if a thread would have a quarter above the mean.
   std::vector<Texts> cut(const Texts& texts, std::int64_t tokens, std::int64_t count) const {
     std::vector<Texts> parts;
+    std::vector<std::int64_t> loads(team_.size());
     std::int64_t before = 0, begun = 0;
     for (int text = 0, first = 0; text < texts.count; text++) {
       before += texts.lengths[text];
@@ -73,10 +74,11 @@ class Runner : public AnyRunner {
         const std::int64_t middle = 2 * before + texts.lengths[text + 1];
         if (middle * count < 2 * tokens * std::int64_t(parts.size() + 1)) continue;
       }
-      const double above = double(before - begun) - double(tokens) / double(count);
-      if (above * 4 * team_.size() > double(tokens)) return {};
       parts.push_back({texts.ids + std::size_t(first) * texts.width, texts.lengths + first,
                        text + 1 - first, texts.width});
+      std::int64_t& load = *std::min_element(loads.begin(), loads.end());  // who is free takes it
+      load += before - begun;
+      if (load * team_.size() * 4 > tokens * 5) return {};
       first = text + 1;
       begun = before;
     }
@@ -84,7 +86,8 @@ class Runner : public AnyRunner {
   }
 
   void run_together(const Texts& texts, float* vectors) {
-    spaces_[0].reserve(model_, texts, team_.size());
+    spaces_[0].reserve(model_, {texts}, team_.size());
+    spaces_[0].begin(model_, texts);
     team_.run([&](int member) {
       encode_texts(model_, texts, spaces_[0], member, team_.size(), vectors,
                    [this] { team_.meet(); });
@@ -92,15 +95,13 @@ class Runner : public AnyRunner {
   }
 
   void run_apart(const Texts& texts, const std::vector<Texts>& parts, float* vectors) {
-    for (Space<Number>& space : spaces_) {
-      for (const Texts& part : parts) space.reserve(model_, part, 1);
-    }
+    for (Space<Number>& space : spaces_) space.reserve(model_, parts, 1);
     std::atomic<std::size_t> next = 0;
     team_.run([&](int member) {
       for (std::size_t number; (number = next++) < parts.size();) {
         const Texts& part = parts[number];
         const std::size_t row = part.lengths - texts.lengths;
-        spaces_[member].reserve(model_, part, 1);  // has the memory: it cannot fail
+        spaces_[member].begin(model_, part);
         encode_texts(model_, part, spaces_[member], 0, 1, vectors + row * model_.width, [] {});
       }
     });

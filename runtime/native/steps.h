@@ -41,15 +41,21 @@ struct Space {
   std::vector<int> by_head;              // (n, B) rows of `mixed`
   std::deque<AttentionSpace> attention;  // one a thread
 
-  void reserve(const Model<Number>& model, const Texts& texts, int threads) {
-    starts.assign(1, 0);
+  // Memory for any of `parts`, one at a time.
+  void reserve(const Model<Number>& model, const std::vector<Texts>& parts, int threads) {
+    std::size_t rows = 0, texts = 0;
     int longest = 0;
-    for (int text = 0; text < texts.count; text++) {
-      const int length = int(texts.lengths[text]);
-      starts.push_back(starts.back() + length);
-      longest = std::max(longest, length);
+    for (const Texts& part : parts) {
+      std::size_t tokens = 0;
+      for (int text = 0; text < part.count; text++) {
+        tokens += std::size_t(part.lengths[text]);
+        longest = std::max(longest, int(part.lengths[text]));
+      }
+      rows = std::max(rows, tokens);
+      texts = std::max(texts, std::size_t(part.count));
     }
-    const std::size_t rows = starts.back(), values_there = rows * model.width;
+    starts.reserve(texts + 1);
+    const std::size_t values_there = rows * model.width;
     hidden.reserve(values_there);
     sums.reserve(values_there);
     queries.reserve(values_there);
@@ -59,18 +65,28 @@ struct Space {
     gathered.reserve(rows, model.width, GATHERED_SPAN<Number>);
     inner.reserve(rows, model.inner_width, INNER_SPAN<Number>);
     if (!model.mean_pooled) {
-      const int heads = model.heads();
-      const std::size_t head_rows = std::size_t(texts.count) * heads;
+      const std::size_t head_rows = texts * model.heads();
       wanted.reserve(head_rows * model.width);
       mixed.reserve(head_rows, model.width, GROUP);
-      by_head.resize(head_rows);
-      for (int row = 0; row < int(head_rows); row++) {
-        by_head[row % heads * texts.count + row / heads] = row;
-      }
+      by_head.reserve(head_rows);
     }
     while (int(attention.size()) < threads) attention.emplace_back();
     for (AttentionSpace& space : attention) {
       space.reserve(longest, GATHERED_SPAN<Number> / HEAD);
+    }
+  }
+
+  // Begin with texts that memory was reserved for: nothing here can fail.
+  void begin(const Model<Number>& model, const Texts& texts) {
+    starts.assign(1, 0);
+    for (int text = 0; text < texts.count; text++) {
+      starts.push_back(starts.back() + int(texts.lengths[text]));
+    }
+    if (model.mean_pooled) return;
+    const int heads = model.heads();
+    by_head.resize(std::size_t(texts.count) * heads);
+    for (int row = 0; row < int(by_head.size()); row++) {
+      by_head[row % heads * texts.count + row / heads] = row;
     }
   }
 };
@@ -164,16 +180,19 @@ class Part {
 
   // The values of mixed tokens are the values mixed.
   void gather_first(const FirstProjections& projections) const {
-    const int width = model_.width;
-    const Share mine = share(space_.gathered.spans());
+    const Share mine = share(model_.heads());
+    for (int head = mine.begin; head < mine.end; head++) {
+      product(space_.mixed, &space_.by_head[std::size_t(head) * texts_.count], projections.value,
+              Cut(texts_.count, 1, 1, 1), head, head + 1, written(space_.values));
+    }
+  }
+
+  void write_first() const {
+    const int width = model_.width, spans = space_.gathered.spans();
+    const Share mine = share(spans);
     for (int span = mine.begin; span < mine.end; span++) {
-      const int begin = space_.gathered.first_group(span);
-      const int end = space_.gathered.first_group(span + 1);
-      for (int head = begin; head < end; head++) {
-        product(space_.mixed, &space_.by_head[std::size_t(head) * texts_.count], projections.value,
-                Cut(texts_.count, 1, 1, 1), head, head + 1, written(space_.values));
-      }
-      write_mixed(space_.values.at(begin * GROUP), width, texts_.count, space_.gathered, 0, span);
+      write_mixed(space_.values.at(space_.gathered.first_group(span) * GROUP), width, texts_.count,
+                  space_.gathered, 0, span);
     }
   }
 
@@ -284,6 +303,7 @@ void encode_texts(const Model<Number>& model, const Texts& texts, Space<Number>&
       part.turn_first(*first), meet();
       part.attend_first(), meet();
       part.gather_first(*first), meet();
+      part.write_first(), meet();
     } else {
       part.project(*layer, std::get<Projections<Number>>(layer->projections)), meet();
       part.attend(), meet();
