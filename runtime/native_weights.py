@@ -152,7 +152,8 @@ def load_native_weights(bundle: Path, manifest: Manifest) -> NativeWeights:
     size_bytes = sum(entry.size_bytes for entry in entries)
     if not (index.sizes.hidden == manifest.dimension and index.fits(manifest.pooling, size_bytes)):
         raise BundleError(
-            f"'{path}' does not describe an encoder, or an earlier corom made it. Export the bundle again."
+            f"'{path}' does not describe an encoder, or an earlier corom made it. Export the "
+            "bundle again."
         )
     files = {entry.path: checked_file(bundle, entry) for entry in entries}
     return NativeWeights(
