@@ -22,7 +22,7 @@ from .ray_team import Team, plan_team, tuned_winner
 
 PATIENCE_S = 30
 """After so long the user is told that workers do not start."""
-FAREWELL_S = 30
+FAREWELL_S = 10
 """How long threads of Ray Data may take for what they do last."""
 CALLING_THREADS = ("iter_threaded", "StreamingExecutor-", "ray-data-metadata-prefetch")
 """How the names of those begin that call Ray."""
