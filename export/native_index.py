@@ -110,8 +110,8 @@ def _smoothing(encoder: TorchEncoder, checkpoint: Checkpoint) -> dict[str, torch
     fed_to = {"embeddings.norm": "layers.0.attention.query"}
     for layer in range(checkpoint.config.layers):
         fed_to[f"layers.{layer}.attention_norm"] = f"layers.{layer}.inner"
-        fed_to[f"layers.{layer}.output_norm"] = f"layers.{layer + 1}.attention.query"
-    del fed_to[f"layers.{checkpoint.config.layers - 1}.output_norm"]
+    for layer in range(1, checkpoint.config.layers):
+        fed_to[f"layers.{layer - 1}.output_norm"] = f"layers.{layer}.attention.query"
     found = {}
     for norm, linear in fed_to.items():
         usual = inputs[linear].sample.square().mean(dim=0).sqrt().clamp(min=2**-20)
