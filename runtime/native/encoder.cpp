@@ -2,6 +2,7 @@
 // through the functions at the end.
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <type_traits>
@@ -16,11 +17,8 @@ namespace {
 using corom::Norm;
 using corom::Weights;
 
-// Of a linear layer (columns, inputs) and (columns,).
-struct CoromLinear {
-  const float* weight;
-  const float* bias;
-};
+// (columns, inputs) and (columns,).
+using CoromLinear = corom::Linear;
 
 // Each (H,). `smoothing` is null where no codes are made of the rows.
 struct CoromNorm {
@@ -81,7 +79,6 @@ class EncoderOf : public AnyEncoder {
     const float* smoothing = model_.layers.empty() ? model_.norm.smoothing()
                                                    : model_.layers.back()->output_norm.smoothing();
     model_.layers.push_back(std::unique_ptr<corom::Layer<Number>>(new corom::Layer<Number>{
-        of_tokens(width, from.query, smoothing),
         Weights<Number>(width, width, corom::GATHERED_SPAN<Number>, from.output.weight,
                         from.output.bias),
         of_tokens(inner, from.inner, attention_norm.smoothing()),
@@ -107,14 +104,22 @@ class EncoderOf : public AnyEncoder {
                            corom::is_coded<Number> ? smoothing : nullptr);
   }
 
-  std::variant<corom::Projections<Number>, corom::FirstProjections> projections(
-      const CoromLayer& from, const float* smoothing) const {
+  decltype(corom::Layer<Number>::projections) projections(const CoromLayer& from,
+                                                          const float* smoothing) const {
     const int width = model_.width;
     if (from.key.bias != nullptr) {
-      return corom::Projections<Number>{of_tokens(width, from.key, smoothing),
+      if (model_.layers.empty() &&
+          corom::EmbeddedProjections::fit(width, model_.vocabulary, model_.positions_there)) {
+        return std::make_unique<corom::EmbeddedProjections>(
+            width, model_.words, model_.vocabulary, model_.positions, model_.positions_there,
+            model_.norm, std::array{from.query, from.key, from.value});
+      }
+      return corom::Projections<Number>{of_tokens(width, from.query, smoothing),
+                                        of_tokens(width, from.key, smoothing),
                                         of_tokens(width, from.value, smoothing)};
     }
-    corom::FirstProjections first{
+    corom::FirstProjections<Number> first{
+        of_tokens(width, from.query, smoothing),
         corom::Buffer<float>(std::size_t(width) * width),
         Weights<corom::Fp32>(width, width, width, from.value.weight, from.value.bias)};
     std::copy_n(from.key.weight, std::size_t(width) * width, first.key.at(0));

@@ -9,6 +9,7 @@
 
 #include "attention.h"
 #include "buffer.h"
+#include "embedded.h"
 #include "math.h"
 #include "norm.h"
 #include "weights.h"
@@ -26,15 +27,17 @@ constexpr int GATHERED_SPAN = is_coded<Number> ? 4 * HEAD : HEAD;  // by attenti
 template <typename Number>
 constexpr int INNER_SPAN = is_coded<Number> ? 4 * PANEL : PANEL;  // within feed-forward
 
-// Of attention to all tokens: keys and values are made of each.
+// Of attention to all tokens: queries, keys and values are made of each.
 template <typename Number>
 struct Projections {
-  Weights<Number> key, value;
+  Weights<Number> query, key, value;
 };
 
 // Of attention by each text's first token alone: its query is multiplied by the keys' weights, and
 // the tokens by its scores, before anything is made of them. In fp32: this is hardly any work.
+template <typename Number>
 struct FirstProjections {
+  Weights<Number> query;
   Buffer<float> key;  // (H, H)
   Weights<Fp32> value;
 };
@@ -42,9 +45,10 @@ struct FirstProjections {
 // Attention and feed-forward, each with its residual and norm.
 template <typename Number>
 struct Layer {
-  Weights<Number> query, output, inner, outer;
+  Weights<Number> output, inner, outer;
   Norm attention_norm, output_norm;
-  std::variant<Projections<Number>, FirstProjections> projections;
+  std::variant<Projections<Number>, FirstProjections<Number>, std::unique_ptr<EmbeddedProjections>>
+      projections;
 };
 
 template <typename Number>
@@ -63,6 +67,11 @@ struct Model {
   std::vector<std::unique_ptr<Layer<Number>>> layers;
 
   int heads() const { return width / HEAD; }
+  // The first layer's, if it makes them of embeddings.
+  const EmbeddedProjections* embedded() const {
+    const auto* found = std::get_if<std::unique_ptr<EmbeddedProjections>>(&layers[0]->projections);
+    return found == nullptr ? nullptr : found->get();
+  }
 };
 
 }  // namespace corom

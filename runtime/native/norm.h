@@ -34,11 +34,14 @@ class Norm {
     }
   }
 
+  const float* weight() const { return weight_.at(0); }
+  const float* bias() const { return bias_.at(0); }
   const float* smoothing() const { return smoothing_.at(0); }
 
-  // out = LayerNorm(row + other); all (width,), `out` may be either. `into`: gets it too.
+  // out = LayerNorm(row + other); all (width,), `out` may be either. `into`: gets it too. Returns
+  // what the sum was multiplied by, without its mean.
   template <typename Number>
-  void operator()(const float* row, const float* other, float* out, Rows<Number>* into,
+  float operator()(const float* row, const float* other, float* out, Rows<Number>* into,
                   int into_row) const {
     const int vectors = width_ / 16;
     __m512 values[WIDEST / 16];
@@ -54,7 +57,8 @@ class Norm {
       squares = _mm512_fmadd_ps(values[i], values[i], squares);
     }
     const float variance = _mm512_reduce_add_ps(squares) / float(width_);
-    const __m512 scale = _mm512_set1_ps(1.0f / std::sqrt(variance + epsilon_));
+    const float factor = 1.0f / std::sqrt(variance + epsilon_);
+    const __m512 scale = _mm512_set1_ps(factor);
     for (int i = 0; i < vectors; i++) {
       values[i] =
           _mm512_fmadd_ps(_mm512_mul_ps(values[i], scale), _mm512_load_ps(weight_.at(16 * i)),
@@ -63,10 +67,11 @@ class Norm {
       if (is_coded<Number>)
         values[i] = _mm512_mul_ps(values[i], _mm512_load_ps(inverse_.at(16 * i)));
     }
-    if (into == nullptr) return;
+    if (into == nullptr) return factor;
     for (int span = 0; span < into->spans(); span++) {
       encode(values + 4 * into->first_group(span), *into, into_row, span);
     }
+    return factor;
   }
 
  private:

@@ -38,6 +38,11 @@ class Runner : public AnyRunner {
   }
 
   void run(const Texts& texts, float* vectors) override {
+    if (const EmbeddedProjections* embedded = model_.embedded()) {
+      for (int text = 0; text < texts.count; text++) {
+        embedded->learn(texts.ids + std::size_t(text) * texts.width, int(texts.lengths[text]));
+      }
+    }
     const std::vector<Texts> parts = in_parts(texts);
     if (parts.empty())
       run_together(texts, vectors);

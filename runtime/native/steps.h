@@ -99,26 +99,35 @@ class Part {
        int members)
       : model_(model), texts_(texts), space_(space), member_(member), members_(members) {}
 
+  // hidden = the tokens' embeddings; queries, keys and values of them, if they have a way of their own
   void embed() const {
     const int width = model_.width;
+    const EmbeddedProjections* embedded = model_.embedded();
     for (int text = 0; text < texts_.count; text++) {
       const int start = space_.starts[text], end = space_.starts[text + 1];
       const Share mine = share(end - start);
       for (int token = mine.begin; token < mine.end; token++) {
         const std::int64_t* ids = texts_.ids + std::size_t(text) * texts_.width;
-        if (token + 1 < mine.end)
+        if (token + 1 < mine.end) {
           prefetch(model_.words + std::size_t(ids[token + 1]) * width, width);
+          if (embedded != nullptr) embedded->prefetch(ids[token + 1]);
+        }
         const std::int64_t id = ids[token];
         const int row = start + token;
-        model_.norm(model_.words + std::size_t(id) * width,
-                    model_.positions + std::size_t(token) * width, hidden(row), &space_.tokens,
-                    row);
+        const float factor =
+            model_.norm(model_.words + std::size_t(id) * width,
+                        model_.positions + std::size_t(token) * width, hidden(row),
+                        embedded == nullptr ? &space_.tokens : nullptr, row);
+        if (embedded == nullptr) continue;
+        const std::size_t first = std::size_t(row) * width;
+        (*embedded)(id, token, factor, space_.queries.at(first), space_.keys.at(first),
+                    space_.values.at(first));
       }
     }
   }
 
-  void project(const Layer<Number>& layer, const Projections<Number>& other) const {
-    const int panels = layer.query.panels();
+  void project(const Projections<Number>& projections) const {
+    const int panels = projections.query.panels();
     const Cut cut(rows(), 3 * panels, 1, members_);
     const int parts = panels * cut.blocks;
     const Share mine = share(3 * parts);
@@ -127,9 +136,9 @@ class Part {
       const int end = std::clamp(mine.end - index * parts, 0, parts);
       product(space_.tokens, nullptr, weights, cut, begin, end, written(out));
     };
-    multiplied(0, layer.query, space_.queries);
-    multiplied(1, other.key, space_.keys);
-    multiplied(2, other.value, space_.values);
+    multiplied(0, projections.query, space_.queries);
+    multiplied(1, projections.key, space_.keys);
+    multiplied(2, projections.value, space_.values);
   }
 
   void attend() const {
@@ -146,14 +155,14 @@ class Part {
   }
 
   // Queries of each text's first token.
-  void project_first(const Layer<Number>& layer) const {
-    multiply(one_by_one(layer.query, true), space_.tokens, space_.starts.data(), layer.query,
-             written(space_.queries));
+  void project_first(const FirstProjections<Number>& projections) const {
+    multiply(one_by_one(projections.query, true), space_.tokens, space_.starts.data(),
+             projections.query, written(space_.queries));
   }
 
   // What each head of a first token looks for in the tokens: q · (W x) = (q · W) · x. The keys'
   // bias would add the same to all scores of a row, which softmax does not see.
-  void turn_first(const FirstProjections& projections) const {
+  void turn_first(const FirstProjections<Number>& projections) const {
     const int width = model_.width, heads = model_.heads(), panels = width / PANEL;
     const Share mine = share(heads * panels);
     for (int unit = mine.begin; unit < mine.end; unit++) {
@@ -179,7 +188,7 @@ class Part {
   }
 
   // The values of mixed tokens are the values mixed.
-  void gather_first(const FirstProjections& projections) const {
+  void gather_first(const FirstProjections<Number>& projections) const {
     const Share mine = share(model_.heads());
     for (int head = mine.begin; head < mine.end; head++) {
       product(space_.mixed, &space_.by_head[std::size_t(head) * texts_.count], projections.value,
@@ -296,16 +305,17 @@ void encode_texts(const Model<Number>& model, const Texts& texts, Space<Number>&
   part.embed(), meet();
   for (const auto& layer : model.layers) {
     // With [CLS] pooling the last layer's output is needed for the first token alone.
-    const auto* first = std::get_if<FirstProjections>(&layer->projections);
+    const auto* first = std::get_if<FirstProjections<Number>>(&layer->projections);
     const bool first_only = first != nullptr;
     if (first_only) {
-      part.project_first(*layer), meet();
+      part.project_first(*first), meet();
       part.turn_first(*first), meet();
       part.attend_first(), meet();
       part.gather_first(*first), meet();
       part.write_first(), meet();
     } else {
-      part.project(*layer, std::get<Projections<Number>>(layer->projections)), meet();
+      const auto* projections = std::get_if<Projections<Number>>(&layer->projections);
+      if (projections != nullptr) part.project(*projections), meet();
       part.attend(), meet();
     }
     part.output(*layer, first_only), meet();

@@ -1,0 +1,165 @@
+// The first layer's queries, keys and values, of words and positions instead of tokens.
+#pragma once
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "buffer.h"
+#include "norm.h"
+#include "product.h"
+#include "rows.h"
+#include "weights.h"
+
+namespace corom {
+
+// A linear layer (width, width) and (width,), owned by the caller.
+struct Linear {
+  const float* weight;
+  const float* bias;
+};
+
+// What the first layer makes of an embedding, x = LayerNorm(word + position), is linear in both but
+// for one factor of the token: W x + b = (V word + V position) / deviation + c, where V takes the
+// mean away, too. So each word is multiplied once, when it is first seen, and each position, and a
+// token costs a sum. In fp32 whatever the precision: no token is multiplied here.
+class EmbeddedProjections {
+ public:
+  // Bytes that the products of all words and positions may have; those not seen take none.
+  static constexpr std::size_t MOST_BYTES = std::size_t(256) << 20;
+
+  static bool fit(int width, std::int64_t words, std::int64_t positions) {
+    return std::size_t(words + positions) * 3 * width * sizeof(float) <= MOST_BYTES;
+  }
+
+  EmbeddedProjections(int width, const float* words, std::int64_t words_there,
+                      const float* positions, std::int64_t positions_there, const Norm& norm,
+                      const std::array<Linear, 3>& linears)
+      : width_(width),
+        words_there_(words_there),
+        words_(words),
+        positions_(positions),
+        weights_(of_embeddings(width, norm, linears)),
+        constants_(3 * std::size_t(width)),
+        products_(std::size_t(words_there + positions_there) * 3 * width),
+        known_(new std::atomic<bool>[words_there + positions_there]()) {
+    for (int column = 0; column < 3 * width; column++) {
+      const Linear& linear = linears[column / width];
+      const float* row = linear.weight + std::size_t(column % width) * width;
+      double sum = linear.bias[column % width];
+      for (int i = 0; i < width; i++) sum += double(row[i]) * norm.bias()[i];
+      *constants_.at(column) = float(sum);
+    }
+  }
+
+  // Multiply those of these words, and of the first positions, that were not seen before.
+  void learn(const std::int64_t* ids, int count) const {
+    std::vector<std::int64_t> unknown;
+    const auto look = [&](std::int64_t place) {
+      if (!known_[place].load(std::memory_order_acquire)) unknown.push_back(place);
+    };
+    for (int token = 0; token < count; token++) look(ids[token]), look(words_there_ + token);
+    if (!unknown.empty()) multiply(unknown);
+  }
+
+  // A token's queries, keys and values, (H,) each. `factor`: 1 / deviation, of its norm.
+  void operator()(std::int64_t word, int position, float factor, float* query, float* key,
+                  float* value) const {
+    const float* of_word = product(word);
+    const float* of_position = product(words_there_ + position);
+    const __m512 factors = _mm512_set1_ps(factor);
+    int at = 0;
+    for (float* out : {query, key, value}) {
+      for (int i = 0; i < width_; i += 16, at += 16) {
+        const __m512 sum = _mm512_add_ps(_mm512_load_ps(of_word + at), _mm512_load_ps(of_position + at));
+        _mm512_store_ps(out + i, _mm512_fmadd_ps(sum, factors, _mm512_load_ps(constants_.at(at))));
+      }
+    }
+  }
+
+  void prefetch(std::int64_t word) const {
+    const float* row = product(word);
+    for (int i = 0; i < 3 * width_; i += 16) _mm_prefetch(row + i, _MM_HINT_T0);
+  }
+
+ private:
+  static constexpr int AT_ONCE = 16 * TILE;
+
+  // Where results of a product go, as those of store.h: each row to its place.
+  struct Products {
+    static constexpr bool SHORT = true;
+
+    Buffer<float>& out;
+    const std::int64_t* places;
+    int width;
+
+    void expect(int, int) const {}
+    [[gnu::always_inline]] void operator()(int row, int panel, const __m512 values[4]) const {
+      float* to = out.at(std::size_t(places[row]) * width + panel * PANEL);
+      for (int i = 0; i < 4; i++) _mm512_store_ps(to + 16 * i, values[i]);
+    }
+  };
+
+  static Weights<Fp32> of_embeddings(int width, const Norm& norm, const std::array<Linear, 3>& linears) {
+    const std::size_t size = std::size_t(width) * width;
+    Buffer<float> weights(3 * size), no_bias(3 * std::size_t(width));
+    for (int index = 0; index < 3; index++) {
+      for (std::size_t at = 0; at < size; at++) {
+        *weights.at(index * size + at) = linears[index].weight[at] * norm.weight()[at % width];
+      }
+    }
+    std::fill_n(no_bias.at(0), 3 * width, 0.0f);
+    return Weights<Fp32>(3 * width, width, width, weights.at(0), no_bias.at(0));
+  }
+
+  const float* product(std::int64_t place) const {
+    return products_.at(std::size_t(place) * 3 * width_);
+  }
+
+  void multiply(std::vector<std::int64_t>& places) const {
+    Rows<Fp32> rows;
+    rows.reserve(AT_ONCE, width_, width_);
+    const std::lock_guard<std::mutex> alone(multiplying_);
+    // Another runner may have done so meanwhile, and reads them already.
+    std::erase_if(places, [&](std::int64_t place) { return known_[place].load(); });
+    std::sort(places.begin(), places.end());
+    places.erase(std::unique(places.begin(), places.end()), places.end());
+    for (std::size_t first = 0; first < places.size(); first += AT_ONCE) {
+      const int count = int(std::min<std::size_t>(AT_ONCE, places.size() - first));
+      const std::int64_t* these = &places[first];
+      for (int row = 0; row < count; row++) write_centred(these[row], rows.values(row));
+      corom::product(rows, nullptr, weights_, Cut(count, weights_.panels(), 1, 1), 0,
+                     weights_.panels(), Products{products_, these, 3 * width_});
+      for (int row = 0; row < count; row++) {
+        known_[these[row]].store(true, std::memory_order_release);
+      }
+    }
+  }
+
+  void write_centred(std::int64_t place, float* out) const {
+    const float* row = place < words_there_ ? words_ + std::size_t(place) * width_
+                                            : positions_ + std::size_t(place - words_there_) * width_;
+    double sum = 0;
+    for (int i = 0; i < width_; i++) sum += row[i];
+    const float mean = float(sum / width_);
+    for (int i = 0; i < width_; i++) out[i] = row[i] - mean;
+  }
+
+  const int width_;
+  const std::int64_t words_there_;
+  const float *words_, *positions_;
+  const Weights<Fp32> weights_;
+  Buffer<float> constants_;                           // (3, H)
+  mutable Buffer<float> products_;                    // (words and positions, 3, H)
+  std::unique_ptr<std::atomic<bool>[]> known_;        // which of them are there
+  mutable std::mutex multiplying_;
+};
+
+}  // namespace corom
