@@ -32,7 +32,7 @@ class NativeBackend:
     ) -> None:
         # Two parts of 128 tokens for each thread, so that one which is late has less to do than the
         # others; benchmarks/README.md.
-        self.batch_tokens = 256 * max(2, threads)
+        self.batch_tokens = 512 if threads == 1 else 2048 * threads
         encoder = NativeEncoder(weights, precision, pooling)
         self._process = os.getpid()
         self._idle: SimpleQueue[NativeRunner] = SimpleQueue()

@@ -78,7 +78,8 @@ class EmbeddedProjections {
     int at = 0;
     for (float* out : {query, key, value}) {
       for (int i = 0; i < width_; i += 16, at += 16) {
-        const __m512 sum = _mm512_add_ps(_mm512_load_ps(of_word + at), _mm512_load_ps(of_position + at));
+        const __m512 sum =
+            _mm512_add_ps(_mm512_load_ps(of_word + at), _mm512_load_ps(of_position + at));
         _mm512_store_ps(out + i, _mm512_fmadd_ps(sum, factors, _mm512_load_ps(constants_.at(at))));
       }
     }
@@ -107,7 +108,8 @@ class EmbeddedProjections {
     }
   };
 
-  static Weights<Fp32> of_embeddings(int width, const Norm& norm, const std::array<Linear, 3>& linears) {
+  static Weights<Fp32> of_embeddings(int width, const Norm& norm,
+                                     const std::array<Linear, 3>& linears) {
     const std::size_t size = std::size_t(width) * width;
     Buffer<float> weights(3 * size), no_bias(3 * std::size_t(width));
     for (int index = 0; index < 3; index++) {
@@ -144,8 +146,9 @@ class EmbeddedProjections {
   }
 
   void write_centred(std::int64_t place, float* out) const {
-    const float* row = place < words_there_ ? words_ + std::size_t(place) * width_
-                                            : positions_ + std::size_t(place - words_there_) * width_;
+    const float* row = place < words_there_
+                           ? words_ + std::size_t(place) * width_
+                           : positions_ + std::size_t(place - words_there_) * width_;
     double sum = 0;
     for (int i = 0; i < width_; i++) sum += row[i];
     const float mean = float(sum / width_);
@@ -156,9 +159,9 @@ class EmbeddedProjections {
   const std::int64_t words_there_;
   const float *words_, *positions_;
   const Weights<Fp32> weights_;
-  Buffer<float> constants_;                           // (3, H)
-  mutable Buffer<float> products_;                    // (words and positions, 3, H)
-  std::unique_ptr<std::atomic<bool>[]> known_;        // which of them are there
+  Buffer<float> constants_;                     // (3, H)
+  mutable Buffer<float> products_;              // (words and positions, 3, H)
+  std::unique_ptr<std::atomic<bool>[]> known_;  // which of them are there
   mutable std::mutex multiplying_;
 };
 

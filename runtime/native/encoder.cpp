@@ -119,10 +119,15 @@ class EncoderOf : public AnyEncoder {
                                         of_tokens(width, from.value, smoothing)};
     }
     corom::FirstProjections<Number> first{
-        of_tokens(width, from.query, smoothing),
-        corom::Buffer<float>(std::size_t(width) * width),
+        of_tokens(width, from.query, smoothing), corom::Buffer<float>(std::size_t(width) * width),
         Weights<corom::Fp32>(width, width, width, from.value.weight, from.value.bias)};
-    std::copy_n(from.key.weight, std::size_t(width) * width, first.key.at(0));
+    for (int row = 0; row < width; row++) {
+      for (int column = 0; column < width; column += corom::PANEL) {
+        const std::size_t block = row / corom::HEAD * (width / corom::PANEL) + column / corom::PANEL;
+        std::copy_n(from.key.weight + std::size_t(row) * width + column, corom::PANEL,
+                    first.key.at((block * corom::HEAD + row % corom::HEAD) * corom::PANEL));
+      }
+    }
     return first;
   }
 

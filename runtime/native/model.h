@@ -38,7 +38,7 @@ struct Projections {
 template <typename Number>
 struct FirstProjections {
   Weights<Number> query;
-  Buffer<float> key;  // (H, H)
+  Buffer<float> key;  // (heads, panels, HEAD, PANEL)
   Weights<Fp32> value;
 };
 

@@ -42,7 +42,7 @@ class Norm {
   // what the sum was multiplied by, without its mean.
   template <typename Number>
   float operator()(const float* row, const float* other, float* out, Rows<Number>* into,
-                  int into_row) const {
+                   int into_row) const {
     const int vectors = width_ / 16;
     __m512 values[WIDEST / 16];
     __m512 sum = _mm512_setzero_ps();

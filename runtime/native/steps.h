@@ -99,7 +99,8 @@ class Part {
        int members)
       : model_(model), texts_(texts), space_(space), member_(member), members_(members) {}
 
-  // hidden = the tokens' embeddings; queries, keys and values of them, if they have a way of their own
+  // hidden = the tokens' embeddings; queries, keys and values of them, if they have a way of their
+  // own
   void embed() const {
     const int width = model_.width;
     const EmbeddedProjections* embedded = model_.embedded();
@@ -114,10 +115,9 @@ class Part {
         }
         const std::int64_t id = ids[token];
         const int row = start + token;
-        const float factor =
-            model_.norm(model_.words + std::size_t(id) * width,
-                        model_.positions + std::size_t(token) * width, hidden(row),
-                        embedded == nullptr ? &space_.tokens : nullptr, row);
+        const float factor = model_.norm(model_.words + std::size_t(id) * width,
+                                         model_.positions + std::size_t(token) * width, hidden(row),
+                                         embedded == nullptr ? &space_.tokens : nullptr, row);
         if (embedded == nullptr) continue;
         const std::size_t first = std::size_t(row) * width;
         (*embedded)(id, token, factor, space_.queries.at(first), space_.keys.at(first),
@@ -168,7 +168,7 @@ class Part {
     for (int unit = mine.begin; unit < mine.end; unit++) {
       const int head = unit / panels, column = unit % panels * PANEL;
       dense<4>(space_.queries.at(head * HEAD), width, texts_.count,
-               projections.key.at(std::size_t(head) * HEAD * width + column), width, HEAD,
+               projections.key.at(std::size_t(unit) * HEAD * PANEL), PANEL, HEAD,
                space_.wanted.at(std::size_t(head) * width + column), heads * width);
     }
   }
