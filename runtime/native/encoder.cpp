@@ -123,7 +123,8 @@ class EncoderOf : public AnyEncoder {
         Weights<corom::Fp32>(width, width, width, from.value.weight, from.value.bias)};
     for (int row = 0; row < width; row++) {
       for (int column = 0; column < width; column += corom::PANEL) {
-        const std::size_t block = row / corom::HEAD * (width / corom::PANEL) + column / corom::PANEL;
+        const std::size_t block =
+            row / corom::HEAD * (width / corom::PANEL) + column / corom::PANEL;
         std::copy_n(from.key.weight + std::size_t(row) * width + column, corom::PANEL,
                     first.key.at((block * corom::HEAD + row % corom::HEAD) * corom::PANEL));
       }
