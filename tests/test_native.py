@@ -127,8 +127,10 @@ def written_out(
 ) -> np.ndarray:
     """Return the vector of one text: products of rounded values and weights, all else in float64.
 
-    The first token's attention in the last layer is rounded nowhere but for its query.
+    The first token's attention in the last layer is rounded nowhere but for its query; the first
+    layer's queries, keys and values nowhere if they are made of words and positions.
     """
+    embedded = weights.sizes.words < TOO_MANY_WORDS
 
     def norm(name: str, values: np.ndarray) -> np.ndarray:
         weight, bias = weights.arrays[f"{name}.weight"], weights.arrays[f"{name}.bias"]
@@ -161,10 +163,14 @@ def written_out(
         before = f"layers.{layer - 1}.output_norm" if layer else "embeddings.norm"
         first = pooling == "cls" and layer == weights.sizes.layers - 1
         rows = hidden[:1] if first else hidden
-        query = heads(linear(f"{own}attention.query", rows, before))
-        key, value = (
-            heads(linear(f"{own}attention.{part}", hidden, before, "fp32" if first else precision))
-            for part in ("key", "value")
+        exact = embedded and layer == 0 and not first
+        query, key, value = (
+            heads(linear(f"{own}attention.{part}", fed, before, "fp32" if whole else precision))
+            for part, fed, whole in (
+                ("query", rows, exact),
+                ("key", hidden, exact or first),
+                ("value", hidden, exact or first),
+            )
         )
         scores = query @ key.transpose(0, 2, 1)
         shares = np.exp(scores - scores.max(-1, keepdims=True))
@@ -178,14 +184,27 @@ def written_out(
     return hidden.mean(0) if pooling == "mean" else hidden[0]
 
 
+TOO_MANY_WORDS = 350_000
+"""Of 64 values: all three products of each are more than 256 MiB."""
+
+
 def random_weights(
-    seed: int, hidden: int, inner: int, pooling: Pooling = "cls", activation: str = "gelu"
+    seed: int,
+    hidden: int,
+    inner: int,
+    pooling: Pooling = "cls",
+    activation: str = "gelu",
+    words: int = 300,
 ) -> NativeWeights:
-    """Return weights of the size that training gives."""
+    """Return weights of the size that training gives; words beyond the 300th are zeros."""
     rng = np.random.default_rng(seed)
-    sizes = Sizes(layers=2, hidden=hidden, inner=inner, words=300, positions=160)
+    sizes = Sizes(layers=2, hidden=hidden, inner=inner, words=words, positions=160)
 
     def array(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        if name == "embeddings.words.weight":
+            table = np.zeros(shape, np.float32)
+            table[:300] = rng.standard_normal((300, hidden))
+            return table
         values = rng.standard_normal(shape)
         if name.endswith("smoothing"):
             values = 2.0 ** rng.integers(-2, 2, shape)
@@ -193,7 +212,7 @@ def random_weights(
             values = values * 0.1 + name.endswith("weight")
         elif len(shape) == 1 or name == "embeddings.positions":
             values *= 0.2
-        elif name != "embeddings.words.weight":
+        else:
             values *= shape[1] ** -0.5
         return values.astype(np.float32)
 
@@ -245,6 +264,16 @@ def test_vectors_are_those_of_the_arithmetic(
     precision: Precision, shape: tuple[int, int], pooling: Pooling
 ) -> None:
     found = distances(random_weights(1, *shape, pooling), precision, pooling)
+    assert np.median(found) < USUAL[precision]
+    assert max(found) < WORST[precision]
+
+
+@every_rung
+def test_more_words_than_are_kept_multiplied_are_tokens_as_in_other_layers(
+    precision: Precision,
+) -> None:
+    weights = random_weights(1, 64, 64, words=TOO_MANY_WORDS)
+    found = distances(weights, precision, "cls")
     assert np.median(found) < USUAL[precision]
     assert max(found) < WORST[precision]
 
@@ -313,6 +342,40 @@ def test_a_vector_is_the_same_alone_in_any_batch_and_by_any_threads(
     for row, length in enumerate(lengths):
         (alone,) = one.run(ids[row : row + 1, :length], np.array([length]))
         np.testing.assert_array_equal(together[row], alone)
+
+
+@every_rung
+def test_a_vector_is_the_same_whoever_saw_its_words_first(precision: Precision) -> None:
+    weights = random_weights(5, 128, 128)
+    rng = np.random.default_rng(6)
+    texts = [rng.integers(0, 300, (1, length)) for length in rng.integers(1, 120, 40)]
+    lengths = [np.array([text.size]) for text in texts]
+    one = NativeRunner(NativeEncoder(weights, precision, "cls"), threads=1)
+    expected = [one.run(text, length) for text, length in zip(texts, lengths, strict=True)]
+    for _ in range(5):
+        encoder = NativeEncoder(weights, precision, "cls")
+        found: dict[int, np.ndarray] = {}
+        begin = threading.Barrier(4)
+
+        def read(
+            seed: int,
+            encoder: NativeEncoder = encoder,
+            found: dict[int, np.ndarray] = found,
+            begin: threading.Barrier = begin,
+        ) -> None:
+            runner = NativeRunner(encoder, threads=1)
+            begin.wait()
+            for row in np.random.default_rng(seed).permutation(len(texts)).tolist():
+                found[40 * seed + row] = runner.run(texts[row], lengths[row])
+
+        readers = [threading.Thread(target=read, args=(seed,)) for seed in range(4)]
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join()
+        assert len(found) == 4 * 40
+        for place, vector in found.items():
+            np.testing.assert_array_equal(vector, expected[place % 40])
 
 
 @pytest.fixture(scope="module")
