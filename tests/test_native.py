@@ -288,7 +288,7 @@ def test_a_wrong_weight_would_be_noticed(precision: Precision, part: str, layer:
     weights = random_weights(1, 128, 256)
     ids = np.arange(20)
     expected = written_out(weights, ids, ACTIVATIONS["gelu"], precision, "cls")
-    weights.arrays[f"layers.{layer}.{part}.weight"][3] += 1
+    weights.arrays[f"layers.{layer}.{part}.weight"][:4] += 1
     (vector,) = NativeRunner(NativeEncoder(weights, precision, "cls"), threads=1).run(
         ids[None], np.array([20])
     )
