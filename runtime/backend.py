@@ -39,6 +39,15 @@ class Streaming(Protocol):
         ...
 
 
+@runtime_checkable
+class Sharing(Protocol):
+    """A backend whose model others can execute too."""
+
+    def with_threads(self, threads: int) -> Backend:
+        """Return another backend on the same model, of so many threads for one execution."""
+        ...
+
+
 BACKENDS = {
     "tensorrt": ("cuda",),
     "native": ("cpu",),
@@ -181,11 +190,11 @@ def open_backend(
         )
     if name == "native":
         from .backend_native import NativeBackend
+        from .native_library import NativeEncoder
 
         weights = load_native_weights(bundle, manifest)
-        return NativeBackend(
-            weights, variant.precision, manifest.pooling, threads, workers=workers or 1
-        )
+        encoder = NativeEncoder(weights, variant.precision, manifest.pooling)
+        return NativeBackend(encoder, threads, workers=workers or 1)
     graph = checked_file(bundle, manifest.entry(variant.file))
     for entry in manifest.files:
         if entry.path == f"{variant.file}.data":  # weights too large for the graph's own file

@@ -10,30 +10,22 @@ from queue import SimpleQueue
 
 from .batching import Batch
 from .errors import CoromError
-from .manifest import Pooling, Precision
 from .native_library import NativeEncoder, NativeRunner
-from .native_weights import NativeWeights
 from .vectors import Vectors
 
 
 class NativeBackend:
     """One model in memory, and a runner for each of ``workers`` executions at once.
 
-    Raises ``UnavailableError`` without the kernels or on a CPU that lacks what the precision needs.
+    Raises ``UnavailableError`` if so many threads cannot be started.
     """
 
-    def __init__(
-        self,
-        weights: NativeWeights,
-        precision: Precision,
-        pooling: Pooling,
-        threads: int,
-        workers: int = 1,
-    ) -> None:
-        # Two parts of 128 tokens for each thread, so that one which is late has less to do than the
-        # others; benchmarks/README.md.
-        self.batch_tokens = 512 if threads == 1 else 2048 * threads
-        encoder = NativeEncoder(weights, precision, pooling)
+    def __init__(self, encoder: NativeEncoder, threads: int, workers: int = 1) -> None:
+        # At the end of a batch its threads wait for each other, which 16 parts of 128 tokens for
+        # each make rare: benchmarks/README.md. Several workers are to have a batch each.
+        alone = workers == 1 and threads > 1
+        self.batch_tokens = 2048 * threads if alone else 256 * max(2, threads)
+        self._encoder = encoder
         self._process = os.getpid()
         self._idle: SimpleQueue[NativeRunner] = SimpleQueue()
         for _ in range(workers):
@@ -53,6 +45,10 @@ class NativeBackend:
         finally:
             idle.put(runner)
 
+    def with_threads(self, threads: int) -> "NativeBackend":
+        """Return a backend on the same model with one runner, of so many threads."""
+        return NativeBackend(self._encoder, threads)
+
     def close(self) -> None:
         """Drop the runners; those that execute are freed when they are done."""
-        del self._idle
+        del self._idle, self._encoder

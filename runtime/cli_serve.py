@@ -35,7 +35,8 @@ def serving_options(command: Any) -> Any:  # noqa: ANN401
         _option(
             "--max-batch-tokens",
             type=click.IntRange(1),
-            help="Most tokens of one execution, padding included; a CPU takes 512 at most.",
+            help="Most tokens of one execution, with padding; a backend that is faster with less takes "
+            "less.",
         ),
         _option(
             "--max-queue-tokens",

@@ -11,7 +11,7 @@ from typing import Literal, Self, Unpack, cast
 
 import numpy as np
 
-from .backend import Streaming, open_backend
+from .backend import Backend, Sharing, Streaming, open_backend
 from .batching import Batch, pad, plan_batches
 from .choice import Asked, choose
 from .engine_cache import EngineCache
@@ -54,8 +54,9 @@ class Encoder:
     backend, precision, threads and workers are left to corom, what `corom tune` found fastest here
     for many texts ("throughput") or for one ("latency") is taken; "off" ignores it. ``adaptive``:
     for a ``DynamicBatcher`` on a CPU, where ``workers`` is left open: a batch by all threads while
-    nothing else is asked for, otherwise as many batches at once as threads, whatever was tuned. The
-    model is opened twice for that, and ``encode`` takes one thread a batch.
+    nothing else is asked for, otherwise as many batches at once as threads, whatever was tuned. By
+    another backend than native the model is opened twice for that. ``encode`` takes one thread a
+    batch.
 
     Raises ``BundleError`` for a bundle that is incomplete or altered.
     """
@@ -98,10 +99,14 @@ class Encoder:
             cuda_graphs=cuda_graphs,
         )
         self._backend = opened(threads=choice.threads, workers=choice.workers)
-        self._wide = None
+        self._wide: Backend | None = None
         if choice.all_threads is not None:
             try:
-                self._wide = opened(threads=choice.all_threads)
+                self._wide = (
+                    self._backend.with_threads(choice.all_threads)
+                    if isinstance(self._backend, Sharing)
+                    else opened(threads=choice.all_threads)
+                )
             except BaseException:
                 self._backend.close()
                 raise

@@ -36,6 +36,7 @@ from corom.runtime import (
     WorkerError,
 )
 from corom.runtime.admission import STRETCH
+from corom.runtime.backend_onnxruntime import OnnxRuntimeBackend
 from corom.runtime.batching import Batch
 from corom.runtime.counters import WAIT_BUCKETS
 from corom.runtime.request import Usage
@@ -594,7 +595,7 @@ def test_a_model_that_cannot_be_opened_twice_is_not_left_open(
     def once(*_: Any, **__: Any) -> Any:
         if opened:
             raise MemoryError
-        opened.append(Mock())
+        opened.append(Mock(spec=OnnxRuntimeBackend))  # not one that shares its model
         return opened[0]
 
     monkeypatch.setattr("corom.runtime.encoder.open_backend", once)

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from corom.export.native_index import BUMP_ENDS, REST_NAME, activation_pieces
 from corom.runtime import DynamicBatcher, Encoder, load_manifest
 from corom.runtime.availability import why_not_auto
 from corom.runtime.backend import choose_backend
+from corom.runtime.batching import pad
 from corom.runtime.cpus import cpu_flags
 from corom.runtime.errors import (
     BundleError,
@@ -49,6 +51,7 @@ from corom.runtime.native_weights import (
     array_shapes,
     load_native_weights,
 )
+from corom.runtime.options import check_options
 
 RUNGS: tuple[Precision, ...] = ("fp32", "bf16", "int8-per-token")
 HERE = [precision for precision in RUNGS if native_executes(precision)]
@@ -130,7 +133,8 @@ def written_out(
     The first token's attention in the last layer is rounded nowhere but for its query; the first
     layer's queries, keys and values nowhere if they are made of words and positions.
     """
-    embedded = weights.sizes.words < TOO_MANY_WORDS
+    sizes = weights.sizes
+    embedded = 12 * sizes.hidden * (sizes.words + sizes.positions) <= 256 * 2**20
 
     def norm(name: str, values: np.ndarray) -> np.ndarray:
         weight, bias = weights.arrays[f"{name}.weight"], weights.arrays[f"{name}.bias"]
@@ -163,14 +167,18 @@ def written_out(
         before = f"layers.{layer - 1}.output_norm" if layer else "embeddings.norm"
         first = pooling == "cls" and layer == weights.sizes.layers - 1
         rows = hidden[:1] if first else hidden
-        exact = embedded and layer == 0 and not first
-        query, key, value = (
-            heads(linear(f"{own}attention.{part}", fed, before, "fp32" if whole else precision))
-            for part, fed, whole in (
-                ("query", rows, exact),
-                ("key", hidden, exact or first),
-                ("value", hidden, exact or first),
+        exact = layer == 0 and embedded and not first
+        query = heads(linear(f"{own}attention.query", rows, before, "fp32" if exact else precision))
+        key, value = (
+            heads(
+                linear(
+                    f"{own}attention.{part}",
+                    hidden,
+                    before,
+                    "fp32" if exact or first else precision,
+                )
             )
+            for part in ("key", "value")
         )
         scores = query @ key.transpose(0, 2, 1)
         shares = np.exp(scores - scores.max(-1, keepdims=True))
@@ -185,7 +193,7 @@ def written_out(
 
 
 TOO_MANY_WORDS = 350_000
-"""Of 64 values: all three products of each are more than 256 MiB."""
+"""Of 64 values: three products of each, of 4 bytes, are more than 256 MiB."""
 
 
 def random_weights(
@@ -195,10 +203,11 @@ def random_weights(
     pooling: Pooling = "cls",
     activation: str = "gelu",
     words: int = 300,
+    layers: int = 2,
 ) -> NativeWeights:
     """Return weights of the size that training gives; words beyond the 300th are zeros."""
     rng = np.random.default_rng(seed)
-    sizes = Sizes(layers=2, hidden=hidden, inner=inner, words=words, positions=160)
+    sizes = Sizes(layers=layers, hidden=hidden, inner=inner, words=words, positions=160)
 
     def array(name: str, shape: tuple[int, ...]) -> np.ndarray:
         if name == "embeddings.words.weight":
@@ -264,6 +273,14 @@ def test_vectors_are_those_of_the_arithmetic(
     precision: Precision, shape: tuple[int, int], pooling: Pooling
 ) -> None:
     found = distances(random_weights(1, *shape, pooling), precision, pooling)
+    assert np.median(found) < USUAL[precision]
+    assert max(found) < WORST[precision]
+
+
+@every_rung
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_one_layer_is_that_of_the_arithmetic(precision: Precision, pooling: Pooling) -> None:
+    found = distances(random_weights(1, 128, 128, pooling, layers=1), precision, pooling)
     assert np.median(found) < USUAL[precision]
     assert max(found) < WORST[precision]
 
@@ -363,7 +380,7 @@ def test_a_vector_is_the_same_whoever_saw_its_words_first(precision: Precision) 
             found: dict[int, np.ndarray] = found,
             begin: threading.Barrier = begin,
         ) -> None:
-            runner = NativeRunner(encoder, threads=1)
+            runner = NativeRunner(encoder, threads=1 + seed % 2)
             begin.wait()
             for row in np.random.default_rng(seed).permutation(len(texts)).tolist():
                 found[40 * seed + row] = runner.run(texts[row], lengths[row])
@@ -562,6 +579,29 @@ def test_encode_gives_the_same_whatever_workers_threads_and_batches(
         expected = found if expected is None else expected
         np.testing.assert_array_equal(found, expected)
         np.testing.assert_array_equal(alone, expected[7])
+
+
+@needs_native
+def test_one_model_is_executed_by_all_threads_and_by_each(
+    bundle: Path, parity_texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[NativeEncoder] = []
+    begin = NativeEncoder.__init__
+
+    def note(self: NativeEncoder, *arguments: Any) -> None:
+        opened.append(self)
+        begin(self, *arguments)
+
+    monkeypatch.setattr(NativeEncoder, "__init__", note)
+    with Encoder(bundle, backend="native", threads=2, adaptive=True) as encoder:
+        assert encoder.workers == 2
+        batch = pad(
+            encoder.tokenize(parity_texts[:9], check_options(encoder.manifest)), np.arange(9)
+        )
+        np.testing.assert_array_equal(encoder.run_alone(batch), encoder.run(batch))
+    freed = weakref.ref(opened.pop())
+    assert opened == []
+    assert freed() is None
 
 
 @needs_native

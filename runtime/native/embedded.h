@@ -7,7 +7,6 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
-#include <cstring>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -16,6 +15,8 @@
 #include "norm.h"
 #include "product.h"
 #include "rows.h"
+#include "share.h"
+#include "tiles.h"
 #include "weights.h"
 
 namespace corom {
@@ -27,12 +28,14 @@ struct Linear {
 };
 
 // What the first layer makes of an embedding, x = LayerNorm(word + position), is linear in both but
-// for one factor of the token: W x + b = (V word + V position) / deviation + c, where V takes the
-// mean away, too. So each word is multiplied once, when it is first seen, and each position, and a
-// token costs a sum. In fp32 whatever the precision: no token is multiplied here.
+// for one factor of the token: W x + b = (V word + V position) / deviation + c, of word and
+// position without their means. So each word is multiplied once, when it is first seen, and each
+// position, and a token costs a sum. In fp32 whatever the precision, as there is so little to
+// multiply.
 class EmbeddedProjections {
  public:
-  // Bytes that the products of all words and positions may have; those not seen take none.
+  // Bytes that the rows of all words and positions may have. Pages of memory where none was written
+  // take none.
   static constexpr std::size_t MOST_BYTES = std::size_t(256) << 20;
 
   static bool fit(int width, std::int64_t words, std::int64_t positions) {
@@ -48,7 +51,7 @@ class EmbeddedProjections {
         positions_(positions),
         weights_(of_embeddings(width, norm, linears)),
         constants_(3 * std::size_t(width)),
-        products_(std::size_t(words_there + positions_there) * 3 * width),
+        rows_(std::size_t(words_there + positions_there) * 3 * width),
         known_(new std::atomic<bool>[words_there + positions_there]()) {
     for (int column = 0; column < 3 * width; column++) {
       const Linear& linear = linears[column / width];
@@ -59,21 +62,38 @@ class EmbeddedProjections {
     }
   }
 
-  // Multiply those of these words, and of the first positions, that were not seen before.
-  void learn(const std::int64_t* ids, int count) const {
-    std::vector<std::int64_t> unknown;
+  // Add those of a text's words and positions that were not seen before.
+  void find_unknown(const std::int64_t* ids, int count, std::vector<std::int64_t>& unknown) const {
     const auto look = [&](std::int64_t place) {
       if (!known_[place].load(std::memory_order_acquire)) unknown.push_back(place);
     };
     for (int token = 0; token < count; token++) look(ids[token]), look(words_there_ + token);
-    if (!unknown.empty()) multiply(unknown);
+  }
+
+  // Multiply what `find_unknown` found.
+  void learn(std::vector<std::int64_t>& unknown) const {
+    std::sort(unknown.begin(), unknown.end());
+    unknown.erase(std::unique(unknown.begin(), unknown.end()), unknown.end());
+    const std::lock_guard<std::mutex> alone(multiplying_);
+    // Another runner may have multiplied some meanwhile, and reads them already.
+    std::erase_if(unknown, [&](std::int64_t place) { return known_[place].load(); });
+    Rows<Fp32> rows;
+    rows.reserve(std::min<std::size_t>(AT_ONCE, unknown.size()), width_, width_);
+    for (std::size_t first = 0; first < unknown.size(); first += AT_ONCE) {
+      const int count = int(std::min<std::size_t>(AT_ONCE, unknown.size() - first));
+      const std::int64_t* places = &unknown[first];
+      for (int i = 0; i < count; i++) write_centred(places[i], rows.values(i));
+      product(rows, nullptr, weights_, Cut(count, weights_.panels(), 1, 1), 0, weights_.panels(),
+              ToPlaces{rows_, places, 3 * width_});
+      for (int i = 0; i < count; i++) known_[places[i]].store(true, std::memory_order_release);
+    }
   }
 
   // A token's queries, keys and values, (H,) each. `factor`: 1 / deviation, of its norm.
   void operator()(std::int64_t word, int position, float factor, float* query, float* key,
                   float* value) const {
-    const float* of_word = product(word);
-    const float* of_position = product(words_there_ + position);
+    const float* of_word = row(word);
+    const float* of_position = row(words_there_ + position);
     const __m512 factors = _mm512_set1_ps(factor);
     int at = 0;
     for (float* out : {query, key, value}) {
@@ -86,24 +106,24 @@ class EmbeddedProjections {
   }
 
   void prefetch(std::int64_t word) const {
-    const float* row = product(word);
-    for (int i = 0; i < 3 * width_; i += 16) _mm_prefetch(row + i, _MM_HINT_T0);
+    const float* of_word = row(word);
+    for (int i = 0; i < 3 * width_; i += 16) _mm_prefetch(of_word + i, _MM_HINT_T0);
   }
 
  private:
   static constexpr int AT_ONCE = 16 * TILE;
 
   // Where results of a product go, as those of store.h: each row to its place.
-  struct Products {
+  struct ToPlaces {
     static constexpr bool SHORT = true;
 
     Buffer<float>& out;
     const std::int64_t* places;
-    int width;
+    int step;
 
     void expect(int, int) const {}
     [[gnu::always_inline]] void operator()(int row, int panel, const __m512 values[4]) const {
-      float* to = out.at(std::size_t(places[row]) * width + panel * PANEL);
+      float* to = out.at(std::size_t(places[row]) * step + panel * PANEL);
       for (int i = 0; i < 4; i++) _mm512_store_ps(to + 16 * i, values[i]);
     }
   };
@@ -121,38 +141,16 @@ class EmbeddedProjections {
     return Weights<Fp32>(3 * width, width, width, weights.at(0), no_bias.at(0));
   }
 
-  const float* product(std::int64_t place) const {
-    return products_.at(std::size_t(place) * 3 * width_);
-  }
-
-  void multiply(std::vector<std::int64_t>& places) const {
-    Rows<Fp32> rows;
-    rows.reserve(AT_ONCE, width_, width_);
-    const std::lock_guard<std::mutex> alone(multiplying_);
-    // Another runner may have done so meanwhile, and reads them already.
-    std::erase_if(places, [&](std::int64_t place) { return known_[place].load(); });
-    std::sort(places.begin(), places.end());
-    places.erase(std::unique(places.begin(), places.end()), places.end());
-    for (std::size_t first = 0; first < places.size(); first += AT_ONCE) {
-      const int count = int(std::min<std::size_t>(AT_ONCE, places.size() - first));
-      const std::int64_t* these = &places[first];
-      for (int row = 0; row < count; row++) write_centred(these[row], rows.values(row));
-      corom::product(rows, nullptr, weights_, Cut(count, weights_.panels(), 1, 1), 0,
-                     weights_.panels(), Products{products_, these, 3 * width_});
-      for (int row = 0; row < count; row++) {
-        known_[these[row]].store(true, std::memory_order_release);
-      }
-    }
-  }
+  const float* row(std::int64_t place) const { return rows_.at(std::size_t(place) * 3 * width_); }
 
   void write_centred(std::int64_t place, float* out) const {
-    const float* row = place < words_there_
-                           ? words_ + std::size_t(place) * width_
-                           : positions_ + std::size_t(place - words_there_) * width_;
+    const float* from = place < words_there_
+                            ? words_ + std::size_t(place) * width_
+                            : positions_ + std::size_t(place - words_there_) * width_;
     double sum = 0;
-    for (int i = 0; i < width_; i++) sum += row[i];
+    for (int i = 0; i < width_; i++) sum += from[i];
     const float mean = float(sum / width_);
-    for (int i = 0; i < width_; i++) out[i] = row[i] - mean;
+    for (int i = 0; i < width_; i++) out[i] = from[i] - mean;
   }
 
   const int width_;
@@ -160,7 +158,7 @@ class EmbeddedProjections {
   const float *words_, *positions_;
   const Weights<Fp32> weights_;
   Buffer<float> constants_;                     // (3, H)
-  mutable Buffer<float> products_;              // (words and positions, 3, H)
+  mutable Buffer<float> rows_;                  // (words and positions, 3, H)
   std::unique_ptr<std::atomic<bool>[]> known_;  // which of them are there
   mutable std::mutex multiplying_;
 };

@@ -121,12 +121,12 @@ class EncoderOf : public AnyEncoder {
     corom::FirstProjections<Number> first{
         of_tokens(width, from.query, smoothing), corom::Buffer<float>(std::size_t(width) * width),
         Weights<corom::Fp32>(width, width, width, from.value.weight, from.value.bias)};
-    for (int row = 0; row < width; row++) {
+    float* to = first.key.at(0);
+    for (int head = 0; head < width; head += corom::HEAD) {
       for (int column = 0; column < width; column += corom::PANEL) {
-        const std::size_t block =
-            row / corom::HEAD * (width / corom::PANEL) + column / corom::PANEL;
-        std::copy_n(from.key.weight + std::size_t(row) * width + column, corom::PANEL,
-                    first.key.at((block * corom::HEAD + row % corom::HEAD) * corom::PANEL));
+        for (int row = head; row < head + corom::HEAD; row++) {
+          to = std::copy_n(from.key.weight + std::size_t(row) * width + column, corom::PANEL, to);
+        }
       }
     }
     return first;

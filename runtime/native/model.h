@@ -67,7 +67,7 @@ struct Model {
   std::vector<std::unique_ptr<Layer<Number>>> layers;
 
   int heads() const { return width / HEAD; }
-  // The first layer's, if it makes them of embeddings.
+  // What the first layer makes of embeddings; null if it takes tokens.
   const EmbeddedProjections* embedded() const {
     const auto* found = std::get_if<std::unique_ptr<EmbeddedProjections>>(&layers[0]->projections);
     return found == nullptr ? nullptr : found->get();

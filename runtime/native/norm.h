@@ -39,7 +39,7 @@ class Norm {
   const float* smoothing() const { return smoothing_.at(0); }
 
   // out = LayerNorm(row + other); all (width,), `out` may be either. `into`: gets it too. Returns
-  // what the sum was multiplied by, without its mean.
+  // 1 / deviation.
   template <typename Number>
   float operator()(const float* row, const float* other, float* out, Rows<Number>* into,
                    int into_row) const {

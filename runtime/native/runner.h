@@ -39,9 +39,12 @@ class Runner : public AnyRunner {
 
   void run(const Texts& texts, float* vectors) override {
     if (const EmbeddedProjections* embedded = model_.embedded()) {
+      std::vector<std::int64_t> unknown;
       for (int text = 0; text < texts.count; text++) {
-        embedded->learn(texts.ids + std::size_t(text) * texts.width, int(texts.lengths[text]));
+        embedded->find_unknown(texts.ids + std::size_t(text) * texts.width,
+                               int(texts.lengths[text]), unknown);
       }
+      if (!unknown.empty()) embedded->learn(unknown);
     }
     const std::vector<Texts> parts = in_parts(texts);
     if (parts.empty())

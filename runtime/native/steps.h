@@ -99,8 +99,8 @@ class Part {
        int members)
       : model_(model), texts_(texts), space_(space), member_(member), members_(members) {}
 
-  // hidden = the tokens' embeddings; queries, keys and values of them, if they have a way of their
-  // own
+  // hidden = the tokens' embeddings; queries, keys and values, if they are made of words and
+  // positions
   void embed() const {
     const int width = model_.width;
     const EmbeddedProjections* embedded = model_.embedded();
