@@ -35,8 +35,8 @@ def serving_options(command: Any) -> Any:  # noqa: ANN401
         _option(
             "--max-batch-tokens",
             type=click.IntRange(1),
-            help="Most tokens of one execution, with padding; a backend that is faster with less takes "
-            "less.",
+            help="Most tokens of one execution, with padding; a backend that is faster with less "
+            "takes less.",
         ),
         _option(
             "--max-queue-tokens",
