@@ -23,6 +23,7 @@ from corom.export.native_index import BUMP_ENDS, REST_NAME, activation_pieces
 from corom.runtime import DynamicBatcher, Encoder, load_manifest
 from corom.runtime.availability import why_not_auto
 from corom.runtime.backend import choose_backend
+from corom.runtime.backend_native import NativeBackend
 from corom.runtime.batching import pad
 from corom.runtime.cpus import cpu_flags
 from corom.runtime.errors import (
@@ -579,6 +580,35 @@ def test_encode_gives_the_same_whatever_workers_threads_and_batches(
         expected = found if expected is None else expected
         np.testing.assert_array_equal(found, expected)
         np.testing.assert_array_equal(alone, expected[7])
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("threads", "workers", "tokens"),
+    [(1, 1, 512), (2, 1, 4096), (1, 2, 512), (2, 2, 512), (4, 2, 1024)],
+)
+def test_batches_are_large_where_the_threads_of_one_worker_share_them(
+    encoders: list[NativeEncoder], threads: int, workers: int, tokens: int
+) -> None:
+    backend = NativeBackend(encoders[0], threads, workers)
+    assert backend.batch_tokens == tokens
+    assert backend.with_threads(3).batch_tokens == 3 * 2048
+
+
+@every_rung
+def test_a_cold_batch_is_the_same_by_several_threads(precision: Precision) -> None:
+    weights = random_weights(7, 128, 128)
+    rng = np.random.default_rng(8)
+    lengths = rng.integers(1, 161, 40)
+    lengths[0] = 160
+    ids = rng.integers(0, 300, (40, 160))
+    ids[0, :2] = 0, 299
+    one, *others = (
+        NativeRunner(NativeEncoder(weights, precision, "cls"), threads).run(ids, lengths)
+        for threads in (1, 2, 5)
+    )
+    for found in others:
+        np.testing.assert_array_equal(found, one)
 
 
 @needs_native

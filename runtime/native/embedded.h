@@ -21,7 +21,7 @@
 
 namespace corom {
 
-// A linear layer (width, width) and (width,), owned by the caller.
+// A linear layer (columns, inputs) and (columns,), owned by the caller; of the interface in C, too.
 struct Linear {
   const float* weight;
   const float* bias;
@@ -29,13 +29,13 @@ struct Linear {
 
 // What the first layer makes of an embedding, x = LayerNorm(word + position), is linear in both but
 // for one factor of the token: W x + b = (V word + V position) / deviation + c, of word and
-// position without their means. So each word is multiplied once, when it is first seen, and each
-// position, and a token costs a sum. In fp32 whatever the precision, as there is so little to
-// multiply.
+// position without their means; V = W · diag(norm's weight), c = W · norm's bias + b. So each word
+// is multiplied once, when it is first seen, and each position, and a token costs a sum. In fp32
+// whatever the precision, as there is so little to multiply.
 class EmbeddedProjections {
  public:
-  // Bytes that the rows of all words and positions may have. Pages of memory where none was written
-  // take none.
+  // Bytes that the rows of all words and positions may have. Pages where none was written take
+  // none, huge ones aside.
   static constexpr std::size_t MOST_BYTES = std::size_t(256) << 20;
 
   static bool fit(int width, std::int64_t words, std::int64_t positions) {
@@ -62,15 +62,18 @@ class EmbeddedProjections {
     }
   }
 
-  // Add those of a text's words and positions that were not seen before.
+  // Append those of a text's words and positions that were not seen before, each time they come.
   void find_unknown(const std::int64_t* ids, int count, std::vector<std::int64_t>& unknown) const {
     const auto look = [&](std::int64_t place) {
       if (!known_[place].load(std::memory_order_acquire)) unknown.push_back(place);
     };
-    for (int token = 0; token < count; token++) look(ids[token]), look(words_there_ + token);
+    for (int token = 0; token < count; token++) {
+      look(ids[token]);
+      look(words_there_ + token);
+    }
   }
 
-  // Multiply what `find_unknown` found.
+  // Multiply what `find_unknown` found; it is used up.
   void learn(std::vector<std::int64_t>& unknown) const {
     std::sort(unknown.begin(), unknown.end());
     unknown.erase(std::unique(unknown.begin(), unknown.end()), unknown.end());
