@@ -21,12 +21,6 @@
 
 namespace corom {
 
-// A linear layer (columns, inputs) and (columns,), owned by the caller; of the interface in C, too.
-struct Linear {
-  const float* weight;
-  const float* bias;
-};
-
 // What the first layer makes of an embedding, x = LayerNorm(word + position), is linear in both but
 // for one factor of the token: W x + b = (V word + V position) / deviation + c, of word and
 // position without their means; V = W · diag(norm's weight), c = W · norm's bias + b. So each word
@@ -108,10 +102,7 @@ class EmbeddedProjections {
     }
   }
 
-  void prefetch(std::int64_t word) const {
-    const float* of_word = row(word);
-    for (int i = 0; i < 3 * width_; i += 16) _mm_prefetch(of_word + i, _MM_HINT_T0);
-  }
+  void prefetch(std::int64_t word) const { corom::prefetch(row(word), 3 * width_); }
 
  private:
   static constexpr int AT_ONCE = 16 * TILE;

@@ -14,11 +14,9 @@
 
 namespace {
 
+using corom::Linear;
 using corom::Norm;
 using corom::Weights;
-
-// (columns, inputs) and (columns,).
-using CoromLinear = corom::Linear;
 
 // Each (H,). `smoothing` is null where no codes are made of the rows.
 struct CoromNorm {
@@ -29,7 +27,7 @@ struct CoromNorm {
 
 // `key` has no bias in a layer for first tokens alone.
 struct CoromLayer {
-  CoromLinear query, key, value, output, inner, outer;
+  Linear query, key, value, output, inner, outer;
   CoromNorm attention_norm, output_norm;
 };
 
@@ -99,13 +97,12 @@ class EncoderOf : public AnyEncoder {
   }
 
   // Weights that multiply tokens, whose values a norm has divided by their `smoothing`.
-  Weights<Number> of_tokens(int columns, const CoromLinear& from, const float* smoothing) const {
+  Weights<Number> of_tokens(int columns, const Linear& from, const float* smoothing) const {
     return Weights<Number>(columns, model_.width, corom::TOKEN_SPAN, from.weight, from.bias,
                            corom::is_coded<Number> ? smoothing : nullptr);
   }
 
-  decltype(corom::Layer<Number>::projections) projections(const CoromLayer& from,
-                                                          const float* smoothing) const {
+  corom::AnyProjections<Number> projections(const CoromLayer& from, const float* smoothing) const {
     const int width = model_.width;
     if (from.key.bias != nullptr) {
       if (model_.layers.empty() &&

@@ -42,13 +42,16 @@ struct FirstProjections {
   Weights<Fp32> value;
 };
 
+template <typename Number>
+using AnyProjections = std::variant<Projections<Number>, FirstProjections<Number>,
+                                    std::unique_ptr<EmbeddedProjections>>;
+
 // Attention and feed-forward, each with its residual and norm.
 template <typename Number>
 struct Layer {
   Weights<Number> output, inner, outer;
   Norm attention_norm, output_norm;
-  std::variant<Projections<Number>, FirstProjections<Number>, std::unique_ptr<EmbeddedProjections>>
-      projections;
+  AnyProjections<Number> projections;
 };
 
 template <typename Number>

@@ -64,7 +64,7 @@ class Norm {
           _mm512_fmadd_ps(_mm512_mul_ps(values[i], scale), _mm512_load_ps(weight_.at(16 * i)),
                           _mm512_load_ps(bias_.at(16 * i)));
       _mm512_storeu_ps(out + 16 * i, values[i]);
-      if (is_coded<Number>)
+      if (is_coded<Number> && into != nullptr)
         values[i] = _mm512_mul_ps(values[i], _mm512_load_ps(inverse_.at(16 * i)));
     }
     if (into == nullptr) return factor;

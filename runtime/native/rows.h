@@ -71,6 +71,11 @@ class Rows {
   Buffer<float> scales_;                   // (rows, spans), of codes alone
 };
 
+// Have the values of a row fetched while others are computed with.
+inline void prefetch(const float* row, int width) {
+  for (int i = 0; i < width; i += 16) _mm_prefetch(row + i, _MM_HINT_T0);
+}
+
 // Write the GROUP values of each group of a span.
 inline void encode(const __m512* values, Rows<Fp32>& into, int row, int span) {
   for (int group = into.first_group(span); group < into.first_group(span + 1); group++) {

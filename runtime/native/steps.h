@@ -1,8 +1,6 @@
 // Texts to vectors, a step at a time, each shared among threads.
 #pragma once
 
-#include <immintrin.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -271,10 +269,6 @@ class Part {
   Share share(int count) const { return Share(count, member_, members_); }
   float* hidden(int row) const { return space_.hidden.at(std::size_t(row) * model_.width); }
   float* sums(int row) const { return space_.sums.at(std::size_t(row) * model_.width); }
-
-  static void prefetch(const float* row, int width) {
-    for (int i = 0; i < width; i += 16) _mm_prefetch(row + i, _MM_HINT_T0);
-  }
 
   // A panel at a time, times all rows, or one of each text.
   Cut one_by_one(const Weights<Number>& weights, bool first_only) const {

@@ -13,6 +13,13 @@ namespace corom {
 
 constexpr int PANEL = 64;  // columns; as wide as a group, so that a panel's result can be encoded
 
+// A linear layer as it is given: (columns, inputs) and (columns,), owned by the caller. Part of the
+// interface in C.
+struct Linear {
+  const float* weight;
+  const float* bias;
+};
+
 // (columns, inputs) in memory: panels; of each, LANE inputs at a time, and of those the 64 columns,
 // as one instruction takes them. Codes are made here: one scale a column. Their `corrections` are
 // what the OFFSET of a row's values adds to a sum, with the other sign.
