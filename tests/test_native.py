@@ -1,5 +1,7 @@
 """Backend native: corom's own kernels against the arithmetic they stand for, written in NumPy."""
 
+import mmap
+import resource
 import shutil
 import subprocess
 import sys
@@ -294,6 +296,24 @@ def test_more_words_than_are_kept_multiplied_are_tokens_as_in_other_layers(
     found = distances(weights, precision, "cls")
     assert np.median(found) < USUAL[precision]
     assert max(found) < WORST[precision]
+
+
+@needs_native
+def test_words_that_find_no_room_are_tokens_as_in_other_layers() -> None:
+    """As where a process may have only so many addresses."""
+    weights = random_weights(1, 64, 64, words=300_000)
+    ids, lengths = np.arange(100)[None], np.array([100])
+    expected = NativeRunner(NativeEncoder(weights, "fp32", "cls"), threads=1).run(ids, lengths)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * mmap.PAGESIZE + (100 << 20), hard))
+    try:
+        with pytest.raises(OSError, match="Cannot allocate"):
+            mmap.mmap(-1, weights.sizes.words * 3 * 64 * 4)
+        found = NativeRunner(NativeEncoder(weights, "fp32", "cls"), threads=1).run(ids, lengths)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    assert distance(found[0], expected[0].astype(np.float64)) < USUAL["fp32"]
 
 
 @every_rung

@@ -1,5 +1,7 @@
-// Memory that grows and stays: aligned to a cache line, its contents undefined after growing.
+// Memory: a buffer that grows and stays, and a table that takes what is written.
 #pragma once
+
+#include <sys/mman.h>
 
 #include <cstddef>
 #include <cstdlib>
@@ -10,6 +12,7 @@ namespace corom {
 
 constexpr std::size_t CACHE_LINE = 64;
 
+// Aligned to a cache line, its contents undefined after growing.
 template <typename T>
 class Buffer {
  public:
@@ -35,6 +38,29 @@ class Buffer {
  private:
   T* data_ = nullptr;
   std::size_t size_ = 0;
+};
+
+// Of a size that never changes. Pages to which nothing was written take no memory: they are kept
+// small, as of a large one with one row in use the rest would be taken too.
+class Table {
+ public:
+  // Throws std::bad_alloc if there is no room for all of it.
+  explicit Table(std::size_t size)
+      : bytes_(size * sizeof(float)),
+        data_(mmap(nullptr, bytes_, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)) {
+    if (data_ == MAP_FAILED) throw std::bad_alloc();
+    madvise(data_, bytes_, MADV_NOHUGEPAGE);  // fails where there are none
+  }
+  Table(const Table&) = delete;
+  Table& operator=(const Table&) = delete;
+  ~Table() { munmap(data_, bytes_); }
+
+  float* at(std::size_t index) const { return static_cast<float*>(data_) + index; }
+
+ private:
+  const std::size_t bytes_;
+  void* const data_;
 };
 
 }  // namespace corom

@@ -28,8 +28,7 @@ namespace corom {
 // whatever the precision, as there is so little to multiply.
 class EmbeddedProjections {
  public:
-  // Bytes that the rows of all words and positions may have. Pages where none was written take
-  // none, huge ones aside.
+  // Bytes that the rows of all words and positions may have; those not seen yet take no memory.
   static constexpr std::size_t MOST_BYTES = std::size_t(256) << 20;
 
   static bool fit(int width, std::int64_t words, std::int64_t positions) {
@@ -71,17 +70,20 @@ class EmbeddedProjections {
   void learn(std::vector<std::int64_t>& unknown) const {
     std::sort(unknown.begin(), unknown.end());
     unknown.erase(std::unique(unknown.begin(), unknown.end()), unknown.end());
-    const std::lock_guard<std::mutex> alone(multiplying_);
-    // Another runner may have multiplied some meanwhile, and reads them already.
-    std::erase_if(unknown, [&](std::int64_t place) { return known_[place].load(); });
     Rows<Fp32> rows;
     rows.reserve(std::min<std::size_t>(AT_ONCE, unknown.size()), width_, width_);
-    for (std::size_t first = 0; first < unknown.size(); first += AT_ONCE) {
-      const int count = int(std::min<std::size_t>(AT_ONCE, unknown.size() - first));
-      const std::int64_t* places = &unknown[first];
+    while (!unknown.empty()) {
+      std::array<std::int64_t, AT_ONCE> places;
+      int count = 0;
+      const std::lock_guard<std::mutex> alone(multiplying_);
+      for (; count < AT_ONCE && !unknown.empty(); unknown.pop_back()) {
+        // Another runner may have multiplied it meanwhile, and reads it already.
+        if (!known_[unknown.back()].load()) places[count++] = unknown.back();
+      }
+      if (count == 0) return;
       for (int i = 0; i < count; i++) write_centred(places[i], rows.values(i));
       product(rows, nullptr, weights_, Cut(count, weights_.panels(), 1, 1), 0, weights_.panels(),
-              ToPlaces{rows_, places, 3 * width_});
+              ToPlaces{rows_, places.data(), 3 * width_});
       for (int i = 0; i < count; i++) known_[places[i]].store(true, std::memory_order_release);
     }
   }
@@ -111,7 +113,7 @@ class EmbeddedProjections {
   struct ToPlaces {
     static constexpr bool SHORT = true;
 
-    Buffer<float>& out;
+    const Table& out;
     const std::int64_t* places;
     int step;
 
@@ -152,7 +154,7 @@ class EmbeddedProjections {
   const float *words_, *positions_;
   const Weights<Fp32> weights_;
   Buffer<float> constants_;                     // (3, H)
-  mutable Buffer<float> rows_;                  // (words and positions, 3, H)
+  const Table rows_;                            // (words and positions, 3, H)
   std::unique_ptr<std::atomic<bool>[]> known_;  // which of them are there
   mutable std::mutex multiplying_;
 };

@@ -5,6 +5,7 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <new>
 #include <type_traits>
 #include <utility>
 #include <variant>
@@ -107,9 +108,12 @@ class EncoderOf : public AnyEncoder {
     if (from.key.bias != nullptr) {
       if (model_.layers.empty() &&
           corom::EmbeddedProjections::fit(width, model_.vocabulary, model_.positions_there)) {
-        return std::make_unique<corom::EmbeddedProjections>(
-            width, model_.words, model_.vocabulary, model_.positions, model_.positions_there,
-            model_.norm, std::array{from.query, from.key, from.value});
+        try {
+          return std::make_unique<corom::EmbeddedProjections>(
+              width, model_.words, model_.vocabulary, model_.positions, model_.positions_there,
+              model_.norm, std::array{from.query, from.key, from.value});
+        } catch (const std::bad_alloc&) {  // where a process may have no more addresses
+        }
       }
       return corom::Projections<Number>{of_tokens(width, from.query, smoothing),
                                         of_tokens(width, from.key, smoothing),
