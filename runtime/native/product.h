@@ -14,16 +14,23 @@
 
 namespace corom {
 
-// sums += inputs · weights, LANE products a value. As assembly because GCC 12 copies sums from
-// register to register around the intrinsics, and because not all CPUs here have all of these.
-inline void add_products(__m512& sums, __m512i inputs, __m512i weights, Fp32) {
+// sums + inputs · weights, LANE products a value. As assembly because GCC 12 copies sums from
+// register to register around the intrinsics, and because not all CPUs here have all of these. By
+// value because GCC 11 keeps in memory what assembly writes by reference.
+[[gnu::always_inline]] inline __m512 add_products(__m512 sums, __m512i inputs, __m512i weights,
+                                                  Fp32) {
   asm("vfmadd231ps %2, %1, %0" : "+v"(sums) : "v"(inputs), "v"(weights));
+  return sums;
 }
-inline void add_products(__m512& sums, __m512i inputs, __m512i weights, Bf16) {
+[[gnu::always_inline]] inline __m512 add_products(__m512 sums, __m512i inputs, __m512i weights,
+                                                  Bf16) {
   asm("vdpbf16ps %2, %1, %0" : "+v"(sums) : "v"(inputs), "v"(weights));
+  return sums;
 }
-inline void add_products(__m512i& sums, __m512i inputs, __m512i weights, Int8) {
+[[gnu::always_inline]] inline __m512i add_products(__m512i sums, __m512i inputs, __m512i weights,
+                                                   Int8) {
   asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(inputs), "v"(weights));
+  return sums;
 }
 
 // Four sums of sixteen columns for each of ROWS rows.
@@ -69,7 +76,7 @@ struct Factors {
           std::memcpy(&lane, values[r] + at, sizeof lane);
           const __m512i value = _mm512_set1_epi32(lane);
           each<4>([&](auto i) __attribute__((always_inline)) {
-            add_products(sums[r][i], value, weight[i], Number());
+            sums[r][i] = add_products(sums[r][i], value, weight[i], Number());
           });
         });
       });
