@@ -23,19 +23,17 @@ from corom.runtime.tuning import (
 from .figures import text_table
 from .texts import made_texts, read_texts, sample
 from .tuning import (
-    BUDGETS,
     FINAL_ROUNDS,
     Final,
     Measured,
+    budgets,
     candidates,
     final,
     finalists,
     measure,
     pareto_front,
+    texts_for,
 )
-
-TEXTS = 128
-"""Two batches of the largest budget; more cost every way its time and tell no more."""
 
 
 @click.command()
@@ -70,15 +68,17 @@ def tune(
     What misses the parity floor (cosine to torch, on the golden texts, which int8 is calibrated on
     unless it was told others) is left out. The fastest for one text and for many are measured again
     in turns; the winners go to corom's cache, and "auto" uses them for this bundle on this machine.
-    Interrupted, it changes nothing. Figures depend on the texts: give your own, of which 128 are
-    taken from all over the file. Without, made queries are used.
+    Interrupted, it changes nothing. Figures depend on the texts: give your own, of which 64 a CPU,
+    128 to 512, are taken from all over the file. Without, made queries are used.
     """
     manifest = load_manifest(bundle)
-    texts = sample(made_texts("queries", TEXTS) if file is None else read_texts(file), TEXTS)
-    wanted = candidates(bundle, min(cpus or available_cpus(), available_cpus()))
+    cpus = min(cpus or available_cpus(), available_cpus())
+    count = texts_for(cpus)
+    texts = sample(made_texts("queries", count) if file is None else read_texts(file), count)
+    wanted = candidates(bundle, cpus)
     click.echo(
-        f"{len(wanted)} ways to execute, each with up to {len(BUDGETS)} batch budgets, and the "
-        "fastest again; until the end nothing is changed",
+        f"{len(wanted)} ways to execute, each with up to {len(budgets(cpus))} batch budgets, "
+        "and the fastest again; until the end nothing is changed",
         err=True,
     )
     show = sys.stderr is not None and sys.stderr.isatty()

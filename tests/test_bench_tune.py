@@ -14,7 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corom.benchmarks.contestants import Contestant, rungs
-from corom.benchmarks.tuning import BUDGETS, Measured, Way, finalists, measure, pareto_front, ways
+from corom.benchmarks.tuning import (
+    BUDGETS,
+    Measured,
+    Way,
+    budgets,
+    finalists,
+    measure,
+    pareto_front,
+    texts_for,
+    ways,
+)
 from corom.runtime import Encoder, load_manifest
 from corom.runtime.errors import InputError
 from corom.runtime.golden import GOLDEN_NAME, Golden, load_golden, save_golden
@@ -240,9 +250,19 @@ def test_a_way_below_the_parity_floor_is_not_timed(tiny_bundle: Path) -> None:
     way = Way("onnxruntime", "fp32", 1, 1)
     assert list(measure(tiny_bundle, way, ["头痛"], 1.1, 0.001)) == []
     found = list(measure(tiny_bundle, way, ["头痛", "发烧"], 0.9999, 0.001))
-    budgets = [one.batch_tokens for one in found]
-    assert budgets == list(BUDGETS[: len(budgets)])
+    tried = [one.batch_tokens for one in found]
+    assert tried == list(BUDGETS[: len(tried)])
     assert all(one.cosine_min > 0.9999 for one in found)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "largest", "texts"), [(1, 4096, 128), (2, 4096, 128), (4, 8192, 256), (64, 16384, 512)]
+)
+def test_more_cpus_are_tried_with_larger_batches_of_more_texts(
+    cpus: int, largest: int, texts: int
+) -> None:
+    assert budgets(cpus) == tuple(budget for budget in BUDGETS if budget <= largest)
+    assert texts_for(cpus) == texts
 
 
 @pytest.mark.parametrize(
