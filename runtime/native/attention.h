@@ -1,4 +1,4 @@
-// Attention within one text, in fp32. No mask: a text has no padding here.
+// Attention within one text. No mask: a text has no padding here.
 #pragma once
 
 #include <immintrin.h>
@@ -7,68 +7,70 @@
 
 #include "buffer.h"
 #include "math.h"
+#include "operands.h"
 #include "rows.h"
+#include "sums.h"
 #include "tiles.h"
 
 namespace corom {
 
-constexpr int HEAD = 64;  // values of a head, as many as a group
-
-inline int padded(int tokens) { return (tokens + 15) / 16 * 16; }
+constexpr int MOST_HEADS = 4;  // attended at once
 
 // What a thread needs to attend to texts of up to `tokens` tokens.
 struct AttentionSpace {
   static constexpr int ROWS = 48;  // queries at once, so that memory grows with the text alone
 
-  Buffer<float> keys;    // (heads, HEAD, padded tokens)
-  Buffer<float> scores;  // (ROWS, padded tokens)
-  Buffer<float> mixed;   // (ROWS, heads, HEAD)
+  Buffer<float> queries;  // (ROWS, HEAD / LANE), unless they can be taken where they are
+  Buffer<float> keys;     // (heads, HEAD / LANE, padded tokens)
+  Buffer<float> values;   // (heads, padded tokens / LANE, HEAD), likewise
+  Buffer<float> scores;   // (ROWS, padded tokens)
+  Buffer<float> mixed;    // (ROWS, heads, HEAD)
 
+  template <typename Factor>
   void reserve(int tokens, int heads) {
-    keys.reserve(std::size_t(heads) * HEAD * padded(tokens));
+    const std::size_t lanes = std::size_t(heads) * HEAD * padded(tokens) / Factor::LANE;
+    keys.reserve(lanes);
+    if (Factor::LANE > 1) {
+      queries.reserve(std::size_t(ROWS) * HEAD / Factor::LANE);
+      values.reserve(lanes);
+    }
     scores.reserve(std::size_t(ROWS) * padded(tokens));
     mixed.reserve(std::size_t(ROWS) * heads * HEAD);
   }
 };
 
-template <int ROWS, int VECTORS>
-[[gnu::always_inline]] inline void dense_tile(const float* left, int left_step, const float* right,
-                                              int right_step, int inner, float* out, int out_step) {
+template <typename Factor, int ROWS, int VECTORS>
+[[gnu::always_inline]] inline void dense_tile(Operand left, Operand right, int inner, float* out,
+                                              int out_step) {
   __m512 sums[ROWS][VECTORS];
-#pragma GCC unroll 8
-  for (int r = 0; r < ROWS; r++) {
-#pragma GCC unroll 4
-    for (int v = 0; v < VECTORS; v++) sums[r][v] = _mm512_setzero_ps();
-  }
+  each<ROWS>([&](auto r) __attribute__((always_inline)) {
+    each<VECTORS>([&](auto v) __attribute__((always_inline)) { sums[r][v] = _mm512_setzero_ps(); });
+  });
   for (int k = 0; k < inner; k++) {
-    __m512 values[VECTORS];
-#pragma GCC unroll 4
-    for (int v = 0; v < VECTORS; v++) {
-      values[v] = _mm512_loadu_ps(right + std::size_t(k) * right_step + 16 * v);
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < ROWS; r++) {
-      const __m512 factor = _mm512_set1_ps(left[std::size_t(r) * left_step + k]);
-#pragma GCC unroll 4
-      for (int v = 0; v < VECTORS; v++) sums[r][v] = _mm512_fmadd_ps(factor, values[v], sums[r][v]);
-    }
+    __m512i factors[VECTORS];
+    each<VECTORS>([&](auto v) __attribute__((always_inline)) {
+      factors[v] = _mm512_loadu_si512(right.row(k).lanes + 16 * v);
+    });
+    each<ROWS>([&](auto r) __attribute__((always_inline)) {
+      const __m512i lane = _mm512_castps_si512(_mm512_set1_ps(left.row(r).lanes[k]));
+      each<VECTORS>([&](auto v) __attribute__((always_inline)) {
+        sums[r][v] = add_products(sums[r][v], lane, factors[v], Factor());
+      });
+    });
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < ROWS; r++) {
-#pragma GCC unroll 4
-    for (int v = 0; v < VECTORS; v++) {
+  each<ROWS>([&](auto r) __attribute__((always_inline)) {
+    each<VECTORS>([&](auto v) __attribute__((always_inline)) {
       _mm512_storeu_ps(out + std::size_t(r) * out_step + 16 * v, sums[r][v]);
-    }
-  }
+    });
+  });
 }
 
-// out (rows, 16 · VECTORS) = left (rows, inner) · right (inner, 16 · VECTORS)
-template <int VECTORS>
-void dense(const float* left, int left_step, int rows, const float* right, int right_step,
-           int inner, float* out, int out_step) {
+// out (rows, 16 · VECTORS) = left (rows, inner) · right (inner, 16 · VECTORS), lane by lane
+template <typename Factor, int VECTORS>
+void dense(Operand left, int rows, Operand right, int inner, float* out, int out_step) {
   in_tiles(rows, [&]<int ROWS>(int first) {
-    dense_tile<ROWS, VECTORS>(left + std::size_t(first) * left_step, left_step, right, right_step,
-                              inner, out + std::size_t(first) * out_step, out_step);
+    dense_tile<Factor, ROWS, VECTORS>(left.row(first), right, inner,
+                                      out + std::size_t(first) * out_step, out_step);
   });
 }
 
@@ -94,37 +96,20 @@ inline void softmax(float* scores, int tokens) {
   }
 }
 
-// `keys` (tokens, HEAD) as (HEAD, padded tokens), zeros behind the last token.
-inline void transpose_keys(const float* keys, int step, int tokens, float* out) {
-  const int width = padded(tokens);
-  for (int t = 0; t < width; t += 16) {
-    for (int d = 0; d < HEAD; d += 16) {
-      __m512 block[16];
-#pragma GCC unroll 16
-      for (int i = 0; i < 16; i++) {
-        block[i] = t + i < tokens ? _mm512_loadu_ps(keys + std::size_t(t + i) * step + d)
-                                  : _mm512_setzero_ps();
-      }
-      transpose(block);
-#pragma GCC unroll 16
-      for (int i = 0; i < 16; i++) _mm512_storeu_ps(out + std::size_t(d + i) * width + t, block[i]);
-    }
-  }
-}
-
-// scores (rows, padded tokens) of queries (rows, HEAD) for keys (HEAD, padded tokens)
-inline void score_keys(const float* queries, int step, int rows, const float* keys, int tokens,
-                       float* scores) {
-  const int width = padded(tokens);
+// scores (rows, padded tokens) of queries (rows, HEAD) for keys, turned
+template <typename Factor>
+void score_keys(Operand queries, int rows, Operand keys, float* scores) {
+  const int width = keys.step, inner = HEAD / Factor::LANE;
+  const auto from = [&](int token) { return Operand{keys.lanes + token, width}; };
   int t = 0;
   for (; t + 64 <= width; t += 64) {
-    dense<4>(queries, step, rows, keys + t, width, HEAD, scores + t, width);
+    dense<Factor, 4>(queries, rows, from(t), inner, scores + t, width);
   }
   for (; t + 32 <= width; t += 32) {
-    dense<2>(queries, step, rows, keys + t, width, HEAD, scores + t, width);
+    dense<Factor, 2>(queries, rows, from(t), inner, scores + t, width);
   }
   for (; t < width; t += 16) {
-    dense<1>(queries, step, rows, keys + t, width, HEAD, scores + t, width);
+    dense<Factor, 1>(queries, rows, from(t), inner, scores + t, width);
   }
 }
 
@@ -141,23 +126,29 @@ void write_mixed(const float* mixed, int step, int count, Rows<Number>& into, in
 // Attend with the `tokens` of a text to themselves, in the heads that make up span `span` of
 // `into`, and write what is gathered as its rows from `first_row` on. Queries, keys and values,
 // (tokens, `step`), begin with the first of these heads. The queries carry the scores' scale.
-template <typename Number>
+// `Factor`: what is multiplied, in both products.
+template <typename Factor, typename Number>
 void attend(const float* queries, const float* keys, const float* values, int step, int tokens,
             AttentionSpace& space, Rows<Number>& into, int first_row, int span) {
+  constexpr int LANE = Factor::LANE;
   const int heads = into.first_group(span + 1) - into.first_group(span);
-  const int width = padded(tokens), turned = HEAD * width;
+  const int width = padded(tokens), lanes = HEAD * width / LANE;
+  Operand keys_of[MOST_HEADS], values_of[MOST_HEADS];
   for (int head = 0; head < heads; head++) {
-    transpose_keys(keys + head * HEAD, step, tokens, space.keys.at(std::size_t(head) * turned));
+    const std::size_t at = std::size_t(head) * lanes;
+    keys_of[head] = turned(keys + head * HEAD, step, tokens, space.keys.at(at), Factor());
+    values_of[head] = summed(values + head * HEAD, step, tokens, space.values, at, Factor());
   }
   float* scores = space.scores.at(0);
   for (int first = 0; first < tokens; first += AttentionSpace::ROWS) {
     const int count = std::min(tokens - first, AttentionSpace::ROWS);
     for (int head = 0; head < heads; head++) {
-      score_keys(queries + std::size_t(first) * step + head * HEAD, step, count,
-                 space.keys.at(std::size_t(head) * turned), tokens, scores);
+      const float* asking = queries + std::size_t(first) * step + head * HEAD;
+      score_keys<Factor>(queried(asking, step, count, space.queries, Factor()), count,
+                         keys_of[head], scores);
       for (int r = 0; r < count; r++) softmax(scores + std::size_t(r) * width, tokens);
-      dense<4>(scores, width, count, values + head * HEAD, step, tokens,
-               space.mixed.at(head * HEAD), heads * HEAD);
+      dense<Factor, 4>(weights_of(scores, width, count, Factor()), count, values_of[head],
+                       (tokens + LANE - 1) / LANE, space.mixed.at(head * HEAD), heads * HEAD);
     }
     write_mixed(space.mixed.at(0), heads * HEAD, count, into, first_row + first, span);
   }
@@ -197,8 +188,8 @@ inline void attend_to_tokens(const float* wanted, int rows, const float* tokens,
   score(wanted, rows, tokens, width, count, scores);
   for (int r = 0; r < rows; r++) softmax(scores + std::size_t(r) * padded(count), count);
   for (int group = 0; group < width / GROUP; group++) {
-    dense<4>(scores, padded(count), rows, tokens + group * GROUP, width, count,
-             into.values(first_row, group), width);
+    dense<Fp32, 4>({scores, padded(count)}, rows, {tokens + group * GROUP, width}, count,
+                   into.values(first_row, group), width);
   }
 }
 

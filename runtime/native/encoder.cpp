@@ -40,7 +40,7 @@ struct CoromActivation {
 
 // `words` and `positions` are used where they are; everything else is copied.
 struct CoromModel {
-  std::int64_t vocabulary, positions, width, inner_width, mean_pooled;
+  std::int64_t vocabulary, positions, width, inner_width, mean_pooled, attends_in_bf16;
   float epsilon;
   CoromActivation activation;
   const float* words;
@@ -66,6 +66,7 @@ class EncoderOf : public AnyEncoder {
                from.vocabulary,
                from.positions,
                from.mean_pooled != 0,
+               from.attends_in_bf16 != 0,
                from.words,
                from.position_table,
                activation(from.activation),
@@ -154,7 +155,7 @@ enum Result { DONE = 0, NO_MEMORY = 1, NOT_ENCODABLE = 2 };
 enum Precision { FP32 = 0, BF16 = 1, INT8 = 2 };
 
 // Raised with every change of what is below: INTERFACE of ../native_library.py.
-int corom_interface() { return 4; }
+int corom_interface() { return 5; }
 
 void* corom_encoder(const CoromModel* from, int precision) {
   try {

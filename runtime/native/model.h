@@ -23,7 +23,7 @@ static_assert(HEAD == GROUP && PANEL == GROUP);
 // would be a little nearer to fp32, but each span costs a product about what 16 more inputs do.
 constexpr int TOKEN_SPAN = WIDEST;  // a token, whole
 template <typename Number>
-constexpr int GATHERED_SPAN = is_coded<Number> ? 4 * HEAD : HEAD;  // by attention
+constexpr int GATHERED_SPAN = is_coded<Number> ? MOST_HEADS * HEAD : HEAD;  // by attention
 template <typename Number>
 constexpr int INNER_SPAN = is_coded<Number> ? 4 * PANEL : PANEL;  // within feed-forward
 
@@ -63,6 +63,7 @@ struct Model {
   int inner_width;  // of the feed-forward layer
   std::int64_t vocabulary, positions_there;
   bool mean_pooled;        // else the vector is that of the first token
+  bool attends_in_bf16;    // else in fp32
   const float* words;      // (vocabulary, H), owned by the caller
   const float* positions;  // (positions, H), the same
   Activation<DEGREE> activation;

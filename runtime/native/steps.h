@@ -70,7 +70,11 @@ struct Space {
     }
     while (int(attention.size()) < threads) attention.emplace_back();
     for (AttentionSpace& space : attention) {
-      space.reserve(longest, GATHERED_SPAN<Number> / HEAD);
+      constexpr int HEADS = GATHERED_SPAN<Number> / HEAD;
+      if (model.attends_in_bf16)
+        space.reserve<Bf16>(longest, HEADS);
+      else
+        space.reserve<Fp32>(longest, HEADS);
     }
   }
 
@@ -139,6 +143,8 @@ class Part {
     multiplied(2, projections.value, space_.values);
   }
 
+  // `Factor`: what queries, keys, values and their weights are while they are multiplied.
+  template <typename Factor>
   void attend() const {
     const int width = model_.width, spans = space_.gathered.spans();
     const Share mine = share(texts_.count * spans);
@@ -147,8 +153,9 @@ class Part {
       const int start = space_.starts[text], tokens = space_.starts[text + 1] - start;
       const int head = space_.gathered.first_group(span);
       const std::size_t first = std::size_t(start) * width + head * HEAD;
-      corom::attend(space_.queries.at(first), space_.keys.at(first), space_.values.at(first), width,
-                    tokens, space_.attention[member_], space_.gathered, start, span);
+      corom::attend<Factor>(space_.queries.at(first), space_.keys.at(first),
+                            space_.values.at(first), width, tokens, space_.attention[member_],
+                            space_.gathered, start, span);
     }
   }
 
@@ -165,9 +172,9 @@ class Part {
     const Share mine = share(heads * panels);
     for (int unit = mine.begin; unit < mine.end; unit++) {
       const int head = unit / panels, column = unit % panels * PANEL;
-      dense<4>(space_.queries.at(head * HEAD), width, texts_.count,
-               projections.key.at(std::size_t(unit) * HEAD * PANEL), PANEL, HEAD,
-               space_.wanted.at(std::size_t(head) * width + column), heads * width);
+      dense<Fp32, 4>({space_.queries.at(head * HEAD), width}, texts_.count,
+                     {projections.key.at(std::size_t(unit) * HEAD * PANEL), PANEL}, HEAD,
+                     space_.wanted.at(std::size_t(head) * width + column), heads * width);
     }
   }
 
@@ -310,7 +317,10 @@ void encode_texts(const Model<Number>& model, const Texts& texts, Space<Number>&
     } else {
       const auto* projections = std::get_if<Projections<Number>>(&layer->projections);
       if (projections != nullptr) part.project(*projections), meet();
-      part.attend(), meet();
+      if (model.attends_in_bf16)
+        part.template attend<Bf16>(), meet();
+      else
+        part.template attend<Fp32>(), meet();
     }
     part.output(*layer, first_only), meet();
     part.norm_attention(*layer, first_only), meet();
