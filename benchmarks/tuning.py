@@ -22,9 +22,10 @@ from .figures import Spread, spread
 BUDGETS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 """Padded tokens of one execution that are tried, until more of them cost much."""
 TOKENS_A_CPU = 2048
-"""No budget is tried that has more for each CPU: native gains by as much, the others by less."""
+"""No budget is tried that has more for each CPU of an execution, two at least: native gains by as
+much, the others by less."""
 TEXTS_A_CPU, MOST_TEXTS = 64, 512
-"""More than one batch of the largest budget; more cost every way its time and tell no more."""
+"""Of queries, more than one batch of the largest budget; more cost every way its time."""
 FALLING = 0.9
 """Larger budgets are not tried once one reached less than this share of the best rate."""
 FINALISTS, FINAL_ROUNDS = 3, 5
@@ -85,12 +86,12 @@ def ways(found: Sequence[Contestant], cpus: int) -> list[Way]:
 
 
 def budgets(cpus: int) -> tuple[int, ...]:
-    """Return the batch budgets worth trying with so many CPUs."""
+    """Return the batch budgets worth trying where so many CPUs execute one."""
     return tuple(budget for budget in BUDGETS if budget <= TOKENS_A_CPU * max(2, cpus))
 
 
 def texts_for(cpus: int) -> int:
-    """Return how many texts fill the largest budget of so many CPUs."""
+    """Return how many texts are measured with on so many CPUs."""
     return min(MOST_TEXTS, TEXTS_A_CPU * max(2, cpus))
 
 
@@ -113,7 +114,7 @@ def measure(
             return
         p50 = alone_ms(encoder, texts, seconds)
         best = 0.0
-        for budget in budgets(way.threads * way.workers):
+        for budget in budgets(way.threads):
             encoder.batch_tokens = budget
             rate = throughput(encoder, texts, seconds)
             yield Measured(way, budget, cosine, p50, rate)

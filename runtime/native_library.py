@@ -154,7 +154,7 @@ class NativeEncoder:
             width=sizes.hidden,
             inner_width=sizes.inner,
             mean_pooled=pooling == "mean",
-            # Twice as fast, and as near: the products around it are rounded as much or more.
+            # Faster, and hardly farther off: the products around it are rounded as much or more.
             attends_in_bf16=precision != "fp32" and "avx512_bf16" in cpu_flags(),
             epsilon=weights.epsilon,
             activation=_Activation(*(_address(weights.activation[d]) for d in (COARSE, FINE))),

@@ -313,6 +313,23 @@ def test_int8_attends_in_fp32_on_cpus_without_bf16(
     assert max(found) < WORST["int8-per-token"]
 
 
+@pytest.mark.skipif("bf16" not in HERE, reason="run it on a CPU with avx512_bf16")
+@pytest.mark.parametrize("precision", ["fp32", "int8-per-token"])
+def test_attention_is_in_bf16_with_codes_alone(
+    precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, ids = random_weights(1, 64, 64, "mean", layers=1), np.arange(50)[None]
+
+    def vector() -> np.ndarray:
+        runner = NativeRunner(NativeEncoder(weights, precision, "mean"), threads=1)
+        return runner.run(ids, np.array([50]))[0]
+
+    with_bf16 = vector()
+    flags = cpu_flags() - {"avx512_bf16"}
+    monkeypatch.setattr(native_library, "cpu_flags", lambda: flags)
+    assert np.array_equal(vector(), with_bf16) == (precision == "fp32")
+
+
 @every_rung
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_one_layer_is_that_of_the_arithmetic(precision: Precision, pooling: Pooling) -> None:
@@ -355,7 +372,12 @@ def test_words_that_find_no_room_are_tokens_as_in_other_layers() -> None:
     "part",
     ["attention.query", "attention.key", "attention.value", "attention.output", "inner", "outer"],
 )
-def test_a_wrong_weight_would_be_noticed(precision: Precision, part: str, layer: int) -> None:
+def test_a_wrong_weight_would_be_noticed(
+    precision: Precision, part: str, layer: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if precision == "int8-per-token":  # where the bound is the narrow one
+        flags = cpu_flags() - {"avx512_bf16"}
+        monkeypatch.setattr(native_library, "cpu_flags", lambda: flags)
     weights = random_weights(1, 128, 256)
     ids = np.arange(20)
     expected = written_out(weights, ids, ACTIVATIONS["gelu"], precision, "cls")
@@ -370,7 +392,7 @@ def test_a_wrong_weight_would_be_noticed(precision: Precision, part: str, layer:
 @pytest.mark.parametrize("name", list(ACTIVATIONS))
 def test_every_activation_is_executed(precision: Precision, name: str) -> None:
     weights = random_weights(3, 128, 256, activation=name)
-    assert np.median(distances(weights, precision, "cls", name)) < USUAL[precision]
+    assert np.median(distances(weights, precision, "cls", name)) < usual(precision)
 
 
 @pytest.mark.parametrize(

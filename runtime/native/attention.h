@@ -30,7 +30,7 @@ struct AttentionSpace {
   void reserve(int tokens, int heads) {
     const std::size_t lanes = std::size_t(heads) * HEAD * padded(tokens) / Factor::LANE;
     keys.reserve(lanes);
-    if (Factor::LANE > 1) {
+    if constexpr (Factor::LANE > 1) {
       queries.reserve(std::size_t(ROWS) * HEAD / Factor::LANE);
       values.reserve(lanes);
     }

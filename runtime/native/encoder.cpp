@@ -113,7 +113,7 @@ class EncoderOf : public AnyEncoder {
           return std::make_unique<corom::EmbeddedProjections>(
               width, model_.words, model_.vocabulary, model_.positions, model_.positions_there,
               model_.norm, std::array{from.query, from.key, from.value});
-        } catch (const std::bad_alloc&) {  // where a process may have no more addresses
+        } catch (const std::bad_alloc&) {  // as where a process may have no more addresses
         }
       }
       return corom::Projections<Number>{of_tokens(width, from.query, smoothing),

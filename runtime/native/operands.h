@@ -17,7 +17,7 @@ constexpr int HEAD = 64;  // values of a head, as many as a group
 
 inline int padded(int tokens) { return (tokens + 15) / 16 * 16; }
 
-// Rows of lanes of 32 bits, `step` apart: the factors of a sum, or of sixteen.
+// Rows of lanes of 32 bits, `step` apart; a lane is a value, or two in bf16.
 struct Operand {
   const float* lanes;
   int step;
@@ -114,9 +114,7 @@ inline Operand weights_of(float* weights, int width, int rows, Bf16) {
     float* own = weights + std::size_t(row) * width;
     for (int t = 0; t < width; t += 32) {
       const __m512 second = t + 16 < width ? _mm512_loadu_ps(own + t + 16) : _mm512_setzero_ps();
-      const __m512 packed = in_bf16(_mm512_loadu_ps(own + t), second);
-      // The last sixteen are eight lanes.
-      _mm512_mask_storeu_ps(own + t / 2, t + 16 < width ? 0xffff : 0xff, packed);
+      _mm512_storeu_ps(own + t / 2, in_bf16(_mm512_loadu_ps(own + t), second));
     }
   }
   return {weights, width};
