@@ -56,7 +56,8 @@ class Table {
   Table& operator=(const Table&) = delete;
   ~Table() { munmap(data_, bytes_); }
 
-  float* at(std::size_t index) const { return static_cast<float*>(data_) + index; }
+  float* at(std::size_t index) { return static_cast<float*>(data_) + index; }
+  const float* at(std::size_t index) const { return static_cast<const float*>(data_) + index; }
 
  private:
   const std::size_t bytes_;

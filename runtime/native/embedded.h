@@ -113,7 +113,7 @@ class EmbeddedProjections {
   struct ToPlaces {
     static constexpr bool SHORT = true;
 
-    const Table& out;
+    Table& out;
     const std::int64_t* places;
     int step;
 
@@ -154,7 +154,7 @@ class EmbeddedProjections {
   const float *words_, *positions_;
   const Weights<Fp32> weights_;
   Buffer<float> constants_;                     // (3, H)
-  const Table rows_;                            // (words and positions, 3, H)
+  mutable Table rows_;                          // (words and positions, 3, H)
   std::unique_ptr<std::atomic<bool>[]> known_;  // which of them are there
   mutable std::mutex multiplying_;
 };

@@ -25,13 +25,6 @@ struct Operand {
   Operand row(int index) const { return {lanes + std::size_t(index) * step, step}; }
 };
 
-// Thirty-two values as bf16, in their order.
-inline __m512 in_bf16(__m512 first, __m512 second) {
-  __m512 rounded;  // as assembly, like every instruction that not all CPUs with AVX-512 have
-  asm("vcvtne2ps2bf16 %1, %2, %0" : "=v"(rounded) : "v"(first), "v"(second));
-  return rounded;
-}
-
 // Sixteen rows of sixteen lanes, of which `count` are there, as sixteen columns, `step` apart.
 template <typename Load>
 [[gnu::always_inline]] inline void store_turned(int count, const Load& load, float* out, int step) {

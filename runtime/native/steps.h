@@ -143,20 +143,11 @@ class Part {
     multiplied(2, projections.value, space_.values);
   }
 
-  // `Factor`: what queries, keys, values and their weights are while they are multiplied.
-  template <typename Factor>
   void attend() const {
-    const int width = model_.width, spans = space_.gathered.spans();
-    const Share mine = share(texts_.count * spans);
-    for (int unit = mine.begin; unit < mine.end; unit++) {
-      const int text = unit / spans, span = unit % spans;
-      const int start = space_.starts[text], tokens = space_.starts[text + 1] - start;
-      const int head = space_.gathered.first_group(span);
-      const std::size_t first = std::size_t(start) * width + head * HEAD;
-      corom::attend<Factor>(space_.queries.at(first), space_.keys.at(first),
-                            space_.values.at(first), width, tokens, space_.attention[member_],
-                            space_.gathered, start, span);
-    }
+    if (model_.attends_in_bf16)
+      attend_in<Bf16>();
+    else
+      attend_in<Fp32>();
   }
 
   // Queries of each text's first token.
@@ -277,6 +268,22 @@ class Part {
   float* hidden(int row) const { return space_.hidden.at(std::size_t(row) * model_.width); }
   float* sums(int row) const { return space_.sums.at(std::size_t(row) * model_.width); }
 
+  // `Factor`: what queries, keys, values and their weights are while they are multiplied.
+  template <typename Factor>
+  void attend_in() const {
+    const int width = model_.width, spans = space_.gathered.spans();
+    const Share mine = share(texts_.count * spans);
+    for (int unit = mine.begin; unit < mine.end; unit++) {
+      const int text = unit / spans, span = unit % spans;
+      const int start = space_.starts[text], tokens = space_.starts[text + 1] - start;
+      const int head = space_.gathered.first_group(span);
+      const std::size_t first = std::size_t(start) * width + head * HEAD;
+      corom::attend<Factor>(space_.queries.at(first), space_.keys.at(first),
+                            space_.values.at(first), width, tokens, space_.attention[member_],
+                            space_.gathered, start, span);
+    }
+  }
+
   // A panel at a time, times all rows, or one of each text.
   Cut one_by_one(const Weights<Number>& weights, bool first_only) const {
     return Cut(rows(first_only), weights.panels(), 1, members_);
@@ -317,10 +324,7 @@ void encode_texts(const Model<Number>& model, const Texts& texts, Space<Number>&
     } else {
       const auto* projections = std::get_if<Projections<Number>>(&layer->projections);
       if (projections != nullptr) part.project(*projections), meet();
-      if (model.attends_in_bf16)
-        part.template attend<Bf16>(), meet();
-      else
-        part.template attend<Fp32>(), meet();
+      part.attend(), meet();
     }
     part.output(*layer, first_only), meet();
     part.norm_attention(*layer, first_only), meet();
