@@ -1,12 +1,15 @@
-// Memory: a buffer that grows and stays, and a table that takes what is written.
+// Memory: a buffer that grows and stays, and an arena for what never changes.
 #pragma once
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdlib>
+#include <memory>
 #include <new>
 #include <utility>
+#include <vector>
 
 namespace corom {
 
@@ -40,28 +43,52 @@ class Buffer {
   std::size_t size_ = 0;
 };
 
-// Of a size that never changes. Pages to which nothing was written take no memory: they are kept
-// small, as of a large one with one row in use the rest would be taken too.
-class Table {
+// What stays as it is from opening on, freed together. In pages of 2 MB where the system has them:
+// much of it is read for every text, and in small ones most of them have to be looked up each time.
+class Arena {
  public:
-  // Throws std::bad_alloc if there is no room for all of it.
-  explicit Table(std::size_t size)
-      : bytes_(size * sizeof(float)),
-        data_(mmap(nullptr, bytes_, PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)) {
-    if (data_ == MAP_FAILED) throw std::bad_alloc();
-    madvise(data_, bytes_, MADV_NOHUGEPAGE);  // fails where there are none
+  Arena() = default;
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+  ~Arena() {
+    for (const Chunk& chunk : chunks_) munmap(chunk.data, chunk.bytes);
   }
-  Table(const Table&) = delete;
-  Table& operator=(const Table&) = delete;
-  ~Table() { munmap(data_, bytes_); }
 
-  float* at(std::size_t index) { return static_cast<float*>(data_) + index; }
-  const float* at(std::size_t index) const { return static_cast<const float*>(data_) + index; }
+  // Room for `size` values, aligned to a cache line; zeros, which take no memory until they are
+  // written. Throws std::bad_alloc if there is none.
+  template <typename T>
+  T* take(std::size_t size) {
+    const std::size_t bytes = (size * sizeof(T) + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
+    if (bytes > left_) add_chunk(bytes);
+    left_ -= bytes;
+    return reinterpret_cast<T*>(std::exchange(next_, next_ + bytes));
+  }
 
  private:
-  const std::size_t bytes_;
-  void* const data_;
+  static constexpr std::size_t PAGE = std::size_t(2) << 20, CHUNK = 16 * PAGE;
+
+  struct Chunk {
+    void* data;
+    std::size_t bytes;
+  };
+
+  void add_chunk(std::size_t least) {
+    const std::size_t bytes = std::max(CHUNK, (least + PAGE - 1) / PAGE * PAGE);
+    chunks_.reserve(chunks_.size() + 1);
+    void* data = mmap(nullptr, bytes + PAGE, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (data == MAP_FAILED) throw std::bad_alloc();
+    chunks_.push_back({data, bytes + PAGE});
+    void* aligned = data;
+    std::size_t there = bytes + PAGE;
+    next_ = static_cast<std::byte*>(std::align(PAGE, bytes, aligned, there));
+    left_ = bytes;
+    madvise(next_, bytes, MADV_HUGEPAGE);  // fails where there are none
+  }
+
+  std::vector<Chunk> chunks_;
+  std::byte* next_ = nullptr;
+  std::size_t left_ = 0;
 };
 
 }  // namespace corom

@@ -18,6 +18,7 @@
 #include "share.h"
 #include "tiles.h"
 #include "weights.h"
+#include "written.h"
 
 namespace corom {
 
@@ -35,30 +36,34 @@ class EmbeddedProjections {
     return std::size_t(words + positions) * 3 * width * sizeof(float) <= MOST_BYTES;
   }
 
-  EmbeddedProjections(int width, const float* words, std::int64_t words_there,
+  // Kept in `arena`.
+  EmbeddedProjections(Arena& arena, int width, const float* words, std::int64_t words_there,
                       const float* positions, std::int64_t positions_there, const Norm& norm,
                       const std::array<Linear, 3>& linears)
       : width_(width),
         words_there_(words_there),
         words_(words),
         positions_(positions),
-        weights_(of_embeddings(width, norm, linears)),
-        constants_(3 * std::size_t(width)),
-        rows_(std::size_t(words_there + positions_there) * 3 * width),
-        known_(new std::atomic<bool>[words_there + positions_there]()) {
+        rows_(arena.take<float>(std::size_t(words_there + positions_there) * 3 * width)),
+        weights_(of_embeddings(arena, width, norm, linears)),
+        constants_(arena.take<float>(3 * std::size_t(width))),
+        row_of_(new std::atomic<std::int32_t>[words_there + positions_there]) {
+    for (std::int64_t place = 0; place < words_there + positions_there; place++) {
+      row_of_[place].store(UNKNOWN, std::memory_order_relaxed);
+    }
     for (int column = 0; column < 3 * width; column++) {
       const Linear& linear = linears[column / width];
       const float* row = linear.weight + std::size_t(column % width) * width;
       double sum = linear.bias[column % width];
       for (int i = 0; i < width; i++) sum += double(row[i]) * norm.bias()[i];
-      *constants_.at(column) = float(sum);
+      constants_[column] = float(sum);
     }
   }
 
   // Append those of a text's words and positions that were not seen before, each time they come.
   void find_unknown(const std::int64_t* ids, int count, std::vector<std::int64_t>& unknown) const {
     const auto look = [&](std::int64_t place) {
-      if (!known_[place].load(std::memory_order_acquire)) unknown.push_back(place);
+      if (row_of_[place].load(std::memory_order_acquire) == UNKNOWN) unknown.push_back(place);
     };
     for (int token = 0; token < count; token++) {
       look(ids[token]);
@@ -78,53 +83,41 @@ class EmbeddedProjections {
       const std::lock_guard<std::mutex> alone(multiplying_);
       for (; count < AT_ONCE && !unknown.empty(); unknown.pop_back()) {
         // Another runner may have multiplied it meanwhile, and reads it already.
-        if (!known_[unknown.back()].load()) places[count++] = unknown.back();
+        if (row_of_[unknown.back()].load() == UNKNOWN) places[count++] = unknown.back();
       }
       if (count == 0) return;
       for (int i = 0; i < count; i++) write_centred(places[i], rows.values(i));
       product(rows, nullptr, weights_, Cut(count, weights_.panels(), 1, 1), 0, weights_.panels(),
-              ToPlaces{rows_, places.data(), 3 * width_});
-      for (int i = 0; i < count; i++) known_[places[i]].store(true, std::memory_order_release);
+              Written{row(rows_there_), 3 * width_});
+      for (int i = 0; i < count; i++) {
+        row_of_[places[i]].store(rows_there_++, std::memory_order_release);
+      }
     }
   }
 
   // A token's queries, keys and values, (H,) each. `factor`: 1 / deviation, of its norm.
   void operator()(std::int64_t word, int position, float factor, float* query, float* key,
                   float* value) const {
-    const float* of_word = row(word);
-    const float* of_position = row(words_there_ + position);
+    const float* of_word = known(word);
+    const float* of_position = known(words_there_ + position);
     const __m512 factors = _mm512_set1_ps(factor);
     int at = 0;
     for (float* out : {query, key, value}) {
       for (int i = 0; i < width_; i += 16, at += 16) {
         const __m512 sum =
             _mm512_add_ps(_mm512_load_ps(of_word + at), _mm512_load_ps(of_position + at));
-        _mm512_store_ps(out + i, _mm512_fmadd_ps(sum, factors, _mm512_load_ps(constants_.at(at))));
+        _mm512_store_ps(out + i, _mm512_fmadd_ps(sum, factors, _mm512_load_ps(constants_ + at)));
       }
     }
   }
 
-  void prefetch(std::int64_t word) const { corom::prefetch(row(word), 3 * width_); }
+  void prefetch(std::int64_t word) const { corom::prefetch(known(word), 3 * width_); }
 
  private:
   static constexpr int AT_ONCE = 16 * TILE;
+  static constexpr std::int32_t UNKNOWN = -1;
 
-  // Where results of a product go, as those of store.h: each row to its place.
-  struct ToPlaces {
-    static constexpr bool SHORT = true;
-
-    Table& out;
-    const std::int64_t* places;
-    int step;
-
-    void expect(int, int) const {}
-    [[gnu::always_inline]] void operator()(int row, int panel, const __m512 values[4]) const {
-      float* to = out.at(std::size_t(places[row]) * step + panel * PANEL);
-      for (int i = 0; i < 4; i++) _mm512_store_ps(to + 16 * i, values[i]);
-    }
-  };
-
-  static Weights<Fp32> of_embeddings(int width, const Norm& norm,
+  static Weights<Fp32> of_embeddings(Arena& arena, int width, const Norm& norm,
                                      const std::array<Linear, 3>& linears) {
     const std::size_t size = std::size_t(width) * width;
     Buffer<float> weights(3 * size), no_bias(3 * std::size_t(width));
@@ -134,10 +127,13 @@ class EmbeddedProjections {
       }
     }
     std::fill_n(no_bias.at(0), 3 * width, 0.0f);
-    return Weights<Fp32>(3 * width, width, width, weights.at(0), no_bias.at(0));
+    return Weights<Fp32>(arena, 3 * width, width, width, weights.at(0), no_bias.at(0));
   }
 
-  const float* row(std::int64_t place) const { return rows_.at(std::size_t(place) * 3 * width_); }
+  float* row(int index) const { return rows_ + std::size_t(index) * 3 * width_; }
+  const float* known(std::int64_t place) const {
+    return row(row_of_[place].load(std::memory_order_relaxed));
+  }
 
   void write_centred(std::int64_t place, float* out) const {
     const float* from = place < words_there_
@@ -152,10 +148,11 @@ class EmbeddedProjections {
   const int width_;
   const std::int64_t words_there_;
   const float *words_, *positions_;
+  float* const rows_;  // (words and positions, 3, H), the arena's; in the order they were seen
   const Weights<Fp32> weights_;
-  Buffer<float> constants_;                     // (3, H)
-  mutable Table rows_;                          // (words and positions, 3, H)
-  std::unique_ptr<std::atomic<bool>[]> known_;  // which of them are there
+  float* const constants_;                               // (3, H), the arena's
+  std::unique_ptr<std::atomic<std::int32_t>[]> row_of_;  // words and positions
+  mutable int rows_there_ = 0;
   mutable std::mutex multiplying_;
 };
 

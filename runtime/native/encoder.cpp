@@ -71,6 +71,7 @@ class EncoderOf : public AnyEncoder {
                from.position_table,
                activation(from.activation),
                norm(int(from.width), from.norm),
+               {},
                {}} {}
 
   void add_layer(const CoromLayer& from) override {
@@ -79,10 +80,10 @@ class EncoderOf : public AnyEncoder {
     const float* smoothing = model_.layers.empty() ? model_.norm.smoothing()
                                                    : model_.layers.back()->output_norm.smoothing();
     model_.layers.push_back(std::unique_ptr<corom::Layer<Number>>(new corom::Layer<Number>{
-        Weights<Number>(width, width, corom::GATHERED_SPAN<Number>, from.output.weight,
-                        from.output.bias),
+        Weights<Number>(model_.arena, width, width, corom::GATHERED_SPAN<Number>,
+                        from.output.weight, from.output.bias),
         of_tokens(inner, from.inner, attention_norm.smoothing()),
-        Weights<Number>(width, inner, corom::INNER_SPAN<Number>, from.outer.weight,
+        Weights<Number>(model_.arena, width, inner, corom::INNER_SPAN<Number>, from.outer.weight,
                         from.outer.bias),
         std::move(attention_norm), norm(width, from.output_norm), projections(from, smoothing)}));
   }
@@ -99,20 +100,20 @@ class EncoderOf : public AnyEncoder {
   }
 
   // Weights that multiply tokens, whose values a norm has divided by their `smoothing`.
-  Weights<Number> of_tokens(int columns, const Linear& from, const float* smoothing) const {
-    return Weights<Number>(columns, model_.width, corom::TOKEN_SPAN, from.weight, from.bias,
-                           corom::is_coded<Number> ? smoothing : nullptr);
+  Weights<Number> of_tokens(int columns, const Linear& from, const float* smoothing) {
+    return Weights<Number>(model_.arena, columns, model_.width, corom::TOKEN_SPAN, from.weight,
+                           from.bias, corom::is_coded<Number> ? smoothing : nullptr);
   }
 
-  corom::AnyProjections<Number> projections(const CoromLayer& from, const float* smoothing) const {
+  corom::AnyProjections<Number> projections(const CoromLayer& from, const float* smoothing) {
     const int width = model_.width;
     if (from.key.bias != nullptr) {
       if (model_.layers.empty() &&
           corom::EmbeddedProjections::fit(width, model_.vocabulary, model_.positions_there)) {
         try {
           return std::make_unique<corom::EmbeddedProjections>(
-              width, model_.words, model_.vocabulary, model_.positions, model_.positions_there,
-              model_.norm, std::array{from.query, from.key, from.value});
+              model_.arena, width, model_.words, model_.vocabulary, model_.positions,
+              model_.positions_there, model_.norm, std::array{from.query, from.key, from.value});
         } catch (const std::bad_alloc&) {  // as where a process may have no more addresses
         }
       }
@@ -120,10 +121,8 @@ class EncoderOf : public AnyEncoder {
                                         of_tokens(width, from.key, smoothing),
                                         of_tokens(width, from.value, smoothing)};
     }
-    corom::FirstProjections<Number> first{
-        of_tokens(width, from.query, smoothing), corom::Buffer<float>(std::size_t(width) * width),
-        Weights<corom::Fp32>(width, width, width, from.value.weight, from.value.bias)};
-    float* to = first.key.at(0);
+    float* key = model_.arena.template take<float>(std::size_t(width) * width);
+    float* to = key;
     for (int head = 0; head < width; head += corom::HEAD) {
       for (int column = 0; column < width; column += corom::PANEL) {
         for (int row = head; row < head + corom::HEAD; row++) {
@@ -131,7 +130,10 @@ class EncoderOf : public AnyEncoder {
         }
       }
     }
-    return first;
+    return corom::FirstProjections<Number>{
+        of_tokens(width, from.query, smoothing), key,
+        Weights<corom::Fp32>(model_.arena, width, width, width, from.value.weight,
+                             from.value.bias)};
   }
 
   static auto activation(const CoromActivation& from) {

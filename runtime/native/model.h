@@ -38,7 +38,7 @@ struct Projections {
 template <typename Number>
 struct FirstProjections {
   Weights<Number> query;
-  Buffer<float> key;  // (heads, panels, HEAD, PANEL)
+  const float* key;  // (heads, panels, HEAD, PANEL), the arena's
   Weights<Fp32> value;
 };
 
@@ -68,6 +68,7 @@ struct Model {
   const float* positions;  // (positions, H), the same
   Activation<DEGREE> activation;
   Norm norm;
+  Arena arena;  // has the layers' weights
   std::vector<std::unique_ptr<Layer<Number>>> layers;
 
   int heads() const { return width / HEAD; }

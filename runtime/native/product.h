@@ -32,10 +32,11 @@ struct Factors {
   const typename Number::Value* values[ROWS];
   const float* scales[ROWS];
   const typename Number::Weight* weights;
+  const char* ahead;  // weights that are fetched meanwhile
 
   Factors(const Rows<Number>& rows, int first, const int* order, const Weights<Number>& from,
-          int panel)
-      : weights(from.panel(panel)) {
+          int panel, const char* to_fetch)
+      : weights(from.panel(panel)), ahead(to_fetch) {
     each<ROWS>([&](auto r) __attribute__((always_inline)) {
       const int row = order ? order[first + r] : first + r;
       values[r] = rows.values(row);
@@ -47,6 +48,7 @@ struct Factors {
   [[gnu::always_inline]] void add(int begin, int end, Sums<Number, ROWS>& sums) const {
     constexpr int STEPS = 4;
     for (int input = begin * GROUP; input < end * GROUP; input += STEPS * Number::LANE) {
+      _mm_prefetch(ahead + input * int(CACHE_LINE) / (STEPS * Number::LANE), _MM_HINT_T0);
       each<STEPS>([&](auto step) __attribute__((always_inline)) {
         const int at = input + step * Number::LANE;
         __m512i weight[4];
@@ -85,11 +87,12 @@ template <int ROWS, typename Store, typename Result>
   }
 }
 
-// `store`, one of store.h, takes the results of ROWS rows, from `first` on, and one panel.
+// `store`, as that of written.h, takes the results of ROWS rows, from `first` on, and one panel.
 template <typename Number, int ROWS, bool ONE_SPAN, typename Store>
 [[gnu::noinline]] void product_tile(const Rows<Number>& rows, int first, const int* order,
-                                    const Weights<Number>& weights, int panel, Store& store) {
-  const Factors<Number, ROWS> factors(rows, first, order, weights, panel);
+                                    const Weights<Number>& weights, int panel, const char* ahead,
+                                    Store& store) {
+  const Factors<Number, ROWS> factors(rows, first, order, weights, panel, ahead);
   each<ROWS>([&](auto r) __attribute__((always_inline)) { store.expect(first + r, panel); });
   const float* bias = weights.bias(panel);
   Sums<Number, ROWS> sums;
@@ -148,14 +151,16 @@ void product(const Rows<Number>& rows, const int* order, const Weights<Number>& 
     const int panel = part / cut.blocks * cut.together;
     const int end_panel = std::min(panel + cut.together, weights.panels());
     in_tiles(last - first, [&]<int ROWS>(int row) {
+      const int sixteenth = std::min(row / TILE, 15);
       for (int p = panel; p < end_panel; p++) {
+        const char* ahead = weights.ahead(p + cut.together, sixteenth);
         if constexpr (is_coded<Number>) {
           if (rows.spans() == 1) {
-            product_tile<Number, ROWS, true>(rows, first + row, order, weights, p, store);
+            product_tile<Number, ROWS, true>(rows, first + row, order, weights, p, ahead, store);
             continue;
           }
         }
-        product_tile<Number, ROWS, false>(rows, first + row, order, weights, p, store);
+        product_tile<Number, ROWS, false>(rows, first + row, order, weights, p, ahead, store);
       }
     });
   }

@@ -8,13 +8,14 @@
 #include <variant>
 #include <vector>
 
+#include "activated.h"
 #include "attention.h"
 #include "buffer.h"
 #include "model.h"
 #include "product.h"
 #include "rows.h"
 #include "share.h"
-#include "store.h"
+#include "written.h"
 
 namespace corom {
 
@@ -164,7 +165,7 @@ class Part {
     for (int unit = mine.begin; unit < mine.end; unit++) {
       const int head = unit / panels, column = unit % panels * PANEL;
       dense<Fp32, 4>({space_.queries.at(head * HEAD), width}, texts_.count,
-                     {projections.key.at(std::size_t(unit) * HEAD * PANEL), PANEL}, HEAD,
+                     {projections.key + std::size_t(unit) * HEAD * PANEL, PANEL}, HEAD,
                      space_.wanted.at(std::size_t(head) * width + column), heads * width);
     }
   }

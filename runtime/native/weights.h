@@ -27,18 +27,19 @@ template <typename Number>
 class Weights {
  public:
   // weights (columns, inputs); bias (columns,). Of the rows that they will multiply: `span`, and
-  // `smoothing` (inputs,), null for none.
-  Weights(int columns, int inputs, int span, const float* weights, const float* bias,
+  // `smoothing` (inputs,), null for none. Kept in `arena`.
+  Weights(Arena& arena, int columns, int inputs, int span, const float* weights, const float* bias,
           const float* smoothing = nullptr)
       : columns_(columns),
         inputs_(inputs),
         span_(std::min(span, inputs)),
         spans_((inputs + span_ - 1) / span_),
-        packed_(std::size_t(columns) * inputs),
-        bias_(columns),
-        scales_(is_coded<Number> ? columns : 0),
-        corrections_(is_coded<Number> ? std::size_t(columns) * spans_ : 0) {
-    std::copy_n(bias, columns, bias_.at(0));
+        packed_(arena.take<typename Number::Weight>(std::size_t(columns) * inputs)),
+        bias_(arena.take<float>(columns)),
+        scales_(arena.take<float>(is_coded<Number> ? columns : 0)),
+        corrections_(
+            arena.take<std::int32_t>(is_coded<Number> ? std::size_t(columns) * spans_ : 0)) {
+    std::copy_n(bias, columns, bias_);
     for (int column = 0; column < columns; column++) {
       const float* own = weights + std::size_t(column) * inputs;
       pack(column, [&](int input) {
@@ -50,22 +51,26 @@ class Weights {
   int panels() const { return columns_ / PANEL; }
   // (inputs / LANE, PANEL, LANE)
   const typename Number::Weight* panel(int index) const {
-    return packed_.at(std::size_t(index) * PANEL * inputs_);
+    return packed_ + std::size_t(index) * PANEL * inputs_;
   }
-  const float* bias(int panel) const { return bias_.at(std::size_t(panel) * PANEL); }
-  const float* scales(int panel) const { return scales_.at(std::size_t(panel) * PANEL); }
+  const char* ahead(int index, int sixteenth) const {
+    return reinterpret_cast<const char*>(packed_) +
+           (std::size_t(index) * 16 + sixteenth) * (PANEL * inputs_ * sizeof *packed_ / 16);
+  }
+  const float* bias(int panel) const { return bias_ + std::size_t(panel) * PANEL; }
+  const float* scales(int panel) const { return scales_ + std::size_t(panel) * PANEL; }
   // (spans, PANEL)
   const std::int32_t* corrections(int panel) const {
-    return corrections_.at(std::size_t(panel) * PANEL * spans_);
+    return corrections_ + std::size_t(panel) * PANEL * spans_;
   }
 
  private:
   template <typename Input>
   void pack(int column, const Input& weight) {
     const auto at = [&](int input) {
-      return packed_.at(
-          (std::size_t(column / PANEL) * inputs_ + input / Number::LANE * Number::LANE) * PANEL +
-          column % PANEL * Number::LANE + input % Number::LANE);
+      return packed_ +
+             (std::size_t(column / PANEL) * inputs_ + input / Number::LANE * Number::LANE) * PANEL +
+             column % PANEL * Number::LANE + input % Number::LANE;
     };
     if constexpr (is_coded<Number>) {
       float largest = 0;
@@ -73,9 +78,9 @@ class Weights {
         largest = std::max(largest, std::abs(weight(input)));
       }
       const float scale = std::max(largest, __FLT_MIN__) / 127;
-      *scales_.at(column) = scale;
+      scales_[column] = scale;
       std::int32_t* corrections =
-          corrections_.at(std::size_t(column / PANEL) * spans_ * PANEL + column % PANEL);
+          corrections_ + std::size_t(column / PANEL) * spans_ * PANEL + column % PANEL;
       for (int span = 0; span < spans_; span++) {
         std::int32_t sum = 0;
         for (int input = span * span_; input < std::min((span + 1) * span_, inputs_); input++) {
@@ -97,9 +102,9 @@ class Weights {
   }
 
   int columns_, inputs_, span_, spans_;
-  Buffer<typename Number::Weight> packed_;
-  Buffer<float> bias_, scales_;
-  Buffer<std::int32_t> corrections_;
+  typename Number::Weight* packed_;  // these are the arena's
+  float *bias_, *scales_;
+  std::int32_t* corrections_;
 };
 
 }  // namespace corom

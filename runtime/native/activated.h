@@ -1,9 +1,7 @@
-// Where the results of a product go: `store(row, panel, values[4])` takes 64 of a row.
+// Where the results of a product go, as in written.h: through the activation.
 #pragma once
 
 #include <immintrin.h>
-
-#include <cstddef>
 
 #include "math.h"
 #include "model.h"
@@ -13,27 +11,7 @@
 
 namespace corom {
 
-// Into rows of `width` fp32 values.
-struct Written {
-  static constexpr bool SHORT = true;  // so few instructions are repeated for every row of a tile
-
-  float* out;
-  int width;
-
-  // Called before the product is begun.
-  void expect(int row, int panel) const {
-    for (int i = 0; i < 4; i++) __builtin_prefetch(at(row, panel) + 16 * i, 1);
-  }
-
-  [[gnu::always_inline]] void operator()(int row, int panel, const __m512 values[4]) const {
-    for (int i = 0; i < 4; i++) _mm512_store_ps(at(row, panel) + 16 * i, values[i]);
-  }
-
- private:
-  float* at(int row, int panel) const { return out + std::size_t(row) * width + panel * PANEL; }
-};
-
-// Through the activation into `inner`, a whole span of a row at a time.
+// Into `inner`, a whole span of a row at a time.
 template <typename Number>
 class Activated {
  public:
