@@ -20,20 +20,16 @@ constexpr int MOST_HEADS = 4;  // attended at once
 struct AttentionSpace {
   static constexpr int ROWS = 48;  // queries at once, so that memory grows with the text alone
 
-  Buffer<float> queries;  // (ROWS, HEAD / LANE), unless they can be taken where they are
-  Buffer<float> keys;     // (heads, HEAD / LANE, padded tokens)
-  Buffer<float> values;   // (heads, padded tokens / LANE, HEAD), likewise
-  Buffer<float> scores;   // (ROWS, padded tokens)
-  Buffer<float> mixed;    // (ROWS, heads, HEAD)
+  Buffer<float> keys;    // (heads, HEAD / LANE, padded tokens)
+  Buffer<float> values;  // (heads, padded tokens / LANE, HEAD), unless taken where they are
+  Buffer<float> scores;  // (ROWS, padded tokens)
+  Buffer<float> mixed;   // (ROWS, heads, HEAD)
 
   template <typename Factor>
   void reserve(int tokens, int heads) {
     const std::size_t lanes = std::size_t(heads) * HEAD * padded(tokens) / Factor::LANE;
     keys.reserve(lanes);
-    if constexpr (Factor::LANE > 1) {
-      queries.reserve(std::size_t(ROWS) * HEAD / Factor::LANE);
-      values.reserve(lanes);
-    }
+    if constexpr (Factor::LANE > 1) values.reserve(lanes);
     scores.reserve(std::size_t(ROWS) * padded(tokens));
     mixed.reserve(std::size_t(ROWS) * heads * HEAD);
   }
@@ -100,16 +96,15 @@ inline void softmax(float* scores, int tokens) {
 template <typename Factor>
 void score_keys(Operand queries, int rows, Operand keys, float* scores) {
   const int width = keys.step, inner = HEAD / Factor::LANE;
-  const auto from = [&](int token) { return Operand{keys.lanes + token, width}; };
   int t = 0;
   for (; t + 64 <= width; t += 64) {
-    dense<Factor, 4>(queries, rows, from(t), inner, scores + t, width);
+    dense<Factor, 4>(queries, rows, keys.from(t), inner, scores + t, width);
   }
   for (; t + 32 <= width; t += 32) {
-    dense<Factor, 2>(queries, rows, from(t), inner, scores + t, width);
+    dense<Factor, 2>(queries, rows, keys.from(t), inner, scores + t, width);
   }
   for (; t < width; t += 16) {
-    dense<Factor, 1>(queries, rows, from(t), inner, scores + t, width);
+    dense<Factor, 1>(queries, rows, keys.from(t), inner, scores + t, width);
   }
 }
 
@@ -125,27 +120,26 @@ void write_mixed(const float* mixed, int step, int count, Rows<Number>& into, in
 
 // Attend with the `tokens` of a text to themselves, in the heads that make up span `span` of
 // `into`, and write what is gathered as its rows from `first_row` on. Queries, keys and values,
-// (tokens, `step`), begin with the first of these heads. The queries carry the scores' scale.
-// `Factor`: what is multiplied, in both products.
+// a row a token, begin with the first of these heads. The queries carry the scores' scale.
+// `Factor`: what they are, and what is multiplied in both products.
 template <typename Factor, typename Number>
-void attend(const float* queries, const float* keys, const float* values, int step, int tokens,
-            AttentionSpace& space, Rows<Number>& into, int first_row, int span) {
+void attend(Operand queries, Operand keys, Operand values, int tokens, AttentionSpace& space,
+            Rows<Number>& into, int first_row, int span) {
   constexpr int LANE = Factor::LANE;
   const int heads = into.first_group(span + 1) - into.first_group(span);
   const int width = padded(tokens), lanes = HEAD * width / LANE;
   Operand keys_of[MOST_HEADS], values_of[MOST_HEADS];
   for (int head = 0; head < heads; head++) {
     const std::size_t at = std::size_t(head) * lanes;
-    keys_of[head] = turned(keys + head * HEAD, step, tokens, space.keys.at(at), Factor());
-    values_of[head] = summed(values + head * HEAD, step, tokens, space.values, at, Factor());
+    const int lane = head * HEAD / LANE;
+    keys_of[head] = turned<Factor>(keys.from(lane), tokens, space.keys.at(at));
+    values_of[head] = summed(values.from(lane), tokens, space.values, at, Factor());
   }
   float* scores = space.scores.at(0);
   for (int first = 0; first < tokens; first += AttentionSpace::ROWS) {
     const int count = std::min(tokens - first, AttentionSpace::ROWS);
     for (int head = 0; head < heads; head++) {
-      const float* asking = queries + std::size_t(first) * step + head * HEAD;
-      score_keys<Factor>(queried(asking, step, count, space.queries, Factor()), count,
-                         keys_of[head], scores);
+      score_keys<Factor>(queries.row(first).from(head * HEAD / LANE), count, keys_of[head], scores);
       for (int r = 0; r < count; r++) softmax(scores + std::size_t(r) * width, tokens);
       dense<Factor, 4>(weights_of(scores, width, count, Factor()), count, values_of[head],
                        (tokens + LANE - 1) / LANE, space.mixed.at(head * HEAD), heads * HEAD);

@@ -88,25 +88,30 @@ class EmbeddedProjections {
       if (count == 0) return;
       for (int i = 0; i < count; i++) write_centred(places[i], rows.values(i));
       product(rows, nullptr, weights_, Cut(count, weights_.panels(), 1, 1), 0, weights_.panels(),
-              Written{row(rows_there_), 3 * width_});
+              Written<Fp32>{row(rows_there_), 3 * width_});
       for (int i = 0; i < count; i++) {
         row_of_[places[i]].store(rows_there_++, std::memory_order_release);
       }
     }
   }
 
-  // A token's queries, keys and values, (H,) each. `factor`: 1 / deviation, of its norm.
+  // A token's queries, keys and values, (H,) each, as they will be multiplied. `factor`:
+  // 1 / deviation, of its norm.
+  template <typename Factor>
   void operator()(std::int64_t word, int position, float factor, float* query, float* key,
-                  float* value) const {
+                  float* value, Factor) const {
     const float* of_word = known(word);
     const float* of_position = known(words_there_ + position);
     const __m512 factors = _mm512_set1_ps(factor);
     int at = 0;
     for (float* out : {query, key, value}) {
-      for (int i = 0; i < width_; i += 16, at += 16) {
-        const __m512 sum =
-            _mm512_add_ps(_mm512_load_ps(of_word + at), _mm512_load_ps(of_position + at));
-        _mm512_store_ps(out + i, _mm512_fmadd_ps(sum, factors, _mm512_load_ps(constants_ + at)));
+      for (int i = 0; i < width_; i += 32, at += 32) {
+        const auto made = [&](int from) {
+          const __m512 sum =
+              _mm512_add_ps(_mm512_load_ps(of_word + from), _mm512_load_ps(of_position + from));
+          return _mm512_fmadd_ps(sum, factors, _mm512_load_ps(constants_ + from));
+        };
+        write(made(at), made(at + 16), out + i / Factor::LANE, Factor());
       }
     }
   }

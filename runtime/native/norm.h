@@ -45,18 +45,25 @@ class Norm {
                    int into_row) const {
     const int vectors = width_ / 16;
     __m512 values[WIDEST / 16];
-    __m512 sum = _mm512_setzero_ps();
-    for (int i = 0; i < vectors; i++) {
-      values[i] = _mm512_add_ps(_mm512_loadu_ps(row + 16 * i), _mm512_loadu_ps(other + 16 * i));
-      sum = _mm512_add_ps(sum, values[i]);
+    __m512 sums[4] = {};  // an addition need not wait for the one before
+    for (int at = 0; at < vectors; at += 4) {
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; i++) {
+        values[at + i] = _mm512_add_ps(_mm512_loadu_ps(row + 16 * (at + i)),
+                                       _mm512_loadu_ps(other + 16 * (at + i)));
+        sums[i] = _mm512_add_ps(sums[i], values[at + i]);
+      }
     }
-    const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / float(width_));
-    __m512 squares = _mm512_setzero_ps();
-    for (int i = 0; i < vectors; i++) {
-      values[i] = _mm512_sub_ps(values[i], mean);
-      squares = _mm512_fmadd_ps(values[i], values[i], squares);
+    const __m512 mean = _mm512_set1_ps(total(sums) / float(width_));
+    __m512 squares[4] = {};
+    for (int at = 0; at < vectors; at += 4) {
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; i++) {
+        values[at + i] = _mm512_sub_ps(values[at + i], mean);
+        squares[i] = _mm512_fmadd_ps(values[at + i], values[at + i], squares[i]);
+      }
     }
-    const float variance = _mm512_reduce_add_ps(squares) / float(width_);
+    const float variance = total(squares) / float(width_);
     const float factor = 1.0f / std::sqrt(variance + epsilon_);
     const __m512 scale = _mm512_set1_ps(factor);
     for (int i = 0; i < vectors; i++) {
@@ -75,6 +82,11 @@ class Norm {
   }
 
  private:
+  static float total(const __m512 sums[4]) {
+    return _mm512_reduce_add_ps(
+        _mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3])));
+  }
+
   int width_;
   float epsilon_;
   Buffer<float> weight_, bias_, smoothing_, inverse_;

@@ -1,5 +1,5 @@
-// What attention multiplies: fp32 values where they are, or pairs of them in bf16, which the
-// instruction multiplies in one go.
+// What attention multiplies: values in fp32, or pairs of them in bf16, which the instruction
+// multiplies in one go.
 #pragma once
 
 #include <immintrin.h>
@@ -23,6 +23,7 @@ struct Operand {
   int step;
 
   Operand row(int index) const { return {lanes + std::size_t(index) * step, step}; }
+  Operand from(int lane) const { return {lanes + lane, step}; }
 };
 
 // Sixteen rows of sixteen lanes, of which `count` are there, as sixteen columns, `step` apart.
@@ -36,65 +37,37 @@ template <typename Load>
   for (int i = 0; i < 16; i++) _mm512_storeu_ps(out + std::size_t(i) * step, block[i]);
 }
 
-// Queries (rows, HEAD), `step` apart, as they are multiplied: lane by lane.
-inline Operand queried(const float* queries, int step, int, Buffer<float>&, Fp32) {
-  return {queries, step};
-}
-inline Operand queried(const float* queries, int step, int rows, Buffer<float>& out, Bf16) {
-  for (int row = 0; row < rows; row++) {
-    const float* from = queries + std::size_t(row) * step;
-    for (int d = 0; d < HEAD; d += 32) {
-      _mm512_storeu_ps(out.at(std::size_t(row) * HEAD / 2 + d / 2),
-                       in_bf16(_mm512_loadu_ps(from + d), _mm512_loadu_ps(from + d + 16)));
-    }
-  }
-  return {out.at(0), HEAD / 2};
-}
-
-// Keys (tokens, HEAD) as (HEAD / LANE, padded tokens), zeros behind the last token.
-inline Operand turned(const float* keys, int step, int tokens, float* out, Fp32) {
+// Keys (tokens, HEAD / LANE) as (HEAD / LANE, padded tokens), zeros behind the last token.
+template <typename Factor>
+Operand turned(Operand keys, int tokens, float* out) {
   const int width = padded(tokens);
   for (int t = 0; t < width; t += 16) {
-    const float* from = keys + std::size_t(t) * step;
-    for (int d = 0; d < HEAD; d += 16) {
-      const auto load = [&](int i) { return _mm512_loadu_ps(from + std::size_t(i) * step + d); };
-      store_turned(tokens - t, load, out + std::size_t(d) * width + t, width);
-    }
-  }
-  return {out, width};
-}
-inline Operand turned(const float* keys, int step, int tokens, float* out, Bf16) {
-  const int width = padded(tokens);
-  for (int t = 0; t < width; t += 16) {
-    const float* from = keys + std::size_t(t) * step;
-    for (int d = 0; d < HEAD; d += 32) {
-      const auto load = [&](int i) {
-        const float* row = from + std::size_t(i) * step + d;
-        return in_bf16(_mm512_loadu_ps(row), _mm512_loadu_ps(row + 16));
-      };
-      store_turned(tokens - t, load, out + std::size_t(d / 2) * width + t, width);
+    const Operand from = keys.row(t);
+    for (int lane = 0; lane < HEAD / Factor::LANE; lane += 16) {
+      const auto load = [&](int i) { return _mm512_loadu_ps(from.row(i).lanes + lane); };
+      store_turned(tokens - t, load, out + std::size_t(lane) * width + t, width);
     }
   }
   return {out, width};
 }
 
-// Values (tokens, HEAD) as they are summed up: LANE tokens at a time, zeros behind the last.
-inline Operand summed(const float* values, int step, int, Buffer<float>&, std::size_t, Fp32) {
-  return {values, step};
-}
-inline Operand summed(const float* values, int step, int tokens, Buffer<float>& out,
-                      std::size_t first, Bf16) {
-  alignas(64) static constexpr std::uint16_t PAIRS[32] = {
-      0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-      8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-  const __m512i pairs = _mm512_load_si512(PAIRS);
+// Values (tokens, HEAD / LANE) as they are summed up: LANE tokens at a time, zeros behind the last.
+inline Operand summed(Operand values, int, Buffer<float>&, std::size_t, Fp32) { return values; }
+inline Operand summed(Operand values, int tokens, Buffer<float>& out, std::size_t first, Bf16) {
+  alignas(64) static constexpr std::uint16_t PAIRS[2][32] = {
+      {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+       8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47},
+      {16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55,
+       24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63}};
+  const __m512i low = _mm512_load_si512(PAIRS[0]), high = _mm512_load_si512(PAIRS[1]);
   for (int t = 0; t < tokens; t += 2) {
-    const float* from = values + std::size_t(t) * step;
-    for (int d = 0; d < HEAD; d += 16) {
-      const __m512 next = t + 1 < tokens ? _mm512_loadu_ps(from + step + d) : _mm512_setzero_ps();
-      const __m512i both = _mm512_castps_si512(in_bf16(_mm512_loadu_ps(from + d), next));
-      _mm512_storeu_si512(out.at(first + std::size_t(t / 2) * HEAD + d),
-                          _mm512_permutexvar_epi16(pairs, both));
+    float* to = out.at(first + std::size_t(t / 2) * HEAD);
+    for (int lane = 0; lane < HEAD / 2; lane += 16, to += 32) {
+      const __m512i own = _mm512_loadu_si512(values.row(t).lanes + lane);
+      const __m512i next = t + 1 < tokens ? _mm512_loadu_si512(values.row(t + 1).lanes + lane)
+                                          : _mm512_setzero_si512();
+      _mm512_storeu_si512(to, _mm512_permutex2var_epi16(own, low, next));
+      _mm512_storeu_si512(to + 16, _mm512_permutex2var_epi16(own, high, next));
     }
   }
   return {out.at(first), HEAD};

@@ -76,15 +76,6 @@ inline void prefetch(const float* row, int width) {
   for (int i = 0; i < width; i += 16) _mm_prefetch(row + i, _MM_HINT_T0);
 }
 
-// Write the GROUP values of each group of a span.
-inline void encode(const __m512* values, Rows<Fp32>& into, int row, int span) {
-  for (int group = into.first_group(span); group < into.first_group(span + 1); group++) {
-    float* to = into.values(row, group);
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) _mm512_store_ps(to + 16 * i, *values++);
-  }
-}
-
 // Thirty-two values as bf16, in their order.
 inline __m512 in_bf16(__m512 first, __m512 second) {
   __m512 rounded;  // as assembly, like every instruction that not all CPUs with AVX-512 have
@@ -92,16 +83,25 @@ inline __m512 in_bf16(__m512 first, __m512 second) {
   return rounded;
 }
 
-inline void encode(const __m512* values, Rows<Bf16>& into, int row, int span) {
-  for (int group = into.first_group(span); group < into.first_group(span + 1); group++) {
-    std::uint16_t* to = into.values(row, group);
-#pragma GCC unroll 2
-    for (int i = 0; i < 2; i++, values += 2) {
-      _mm512_store_ps(to + 32 * i, in_bf16(values[0], values[1]));
-    }
-  }
+// Write thirty-two values as they will be multiplied.
+inline void write(__m512 first, __m512 second, float* lanes, Fp32) {
+  _mm512_store_ps(lanes, first);
+  _mm512_store_ps(lanes + 16, second);
+}
+inline void write(__m512 first, __m512 second, float* lanes, Bf16) {
+  _mm512_store_ps(lanes, in_bf16(first, second));
 }
 
+// Write the GROUP values of each group of a span.
+template <typename Number>
+void encode(const __m512* values, Rows<Number>& into, int row, int span) {
+  for (int group = into.first_group(span); group < into.first_group(span + 1); group++) {
+    float* lanes = reinterpret_cast<float*>(into.values(row, group));
+    write(values[0], values[1], lanes, Number());
+    write(values[2], values[3], lanes + 32 / Number::LANE, Number());
+    values += 4;
+  }
+}
 inline void encode(const __m512* values, Rows<Int8>& into, int row, int span) {
   const int first = into.first_group(span), groups = into.first_group(span + 1) - first;
   __m512 largest[4];

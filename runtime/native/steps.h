@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <deque>
+#include <type_traits>
 #include <variant>
 #include <vector>
 
@@ -30,9 +31,10 @@ struct Texts {
 // of all texts are the rows of one matrix, T in all. B texts, heads n.
 template <typename Number>
 struct Space {
-  std::vector<int> starts;                            // of each text among the tokens; their number
-  Buffer<float> hidden, sums, queries, keys, values;  // (T, H) each
-  Rows<Number> tokens, gathered;                      // the same
+  std::vector<int> starts;              // of each text among the tokens; their number
+  Buffer<float> hidden, sums;           // (T, H) each
+  Buffer<float> queries, keys, values;  // the same, as attention multiplies them
+  Rows<Number> tokens, gathered;        // the same
   Rows<Number> inner;
   // Of a layer for first tokens alone
   Buffer<float> wanted;                  // (B · n, H)
@@ -57,9 +59,11 @@ struct Space {
     const std::size_t values_there = rows * model.width;
     hidden.reserve(values_there);
     sums.reserve(values_there);
-    queries.reserve(values_there);
-    keys.reserve(values_there);
-    values.reserve(values_there);
+    const std::size_t lanes = model.attends_in_bf16 ? values_there / Bf16::LANE : values_there;
+    const std::size_t first = texts * model.width;  // queries and values of first tokens are fp32
+    queries.reserve(std::max(lanes, first));
+    keys.reserve(lanes);
+    values.reserve(std::max(lanes, first));
     tokens.reserve(rows, model.width, TOKEN_SPAN);
     gathered.reserve(rows, model.width, GATHERED_SPAN<Number>);
     inner.reserve(rows, model.inner_width, INNER_SPAN<Number>);
@@ -122,9 +126,11 @@ class Part {
                                          model_.positions + std::size_t(token) * width, hidden(row),
                                          embedded == nullptr ? &space_.tokens : nullptr, row);
         if (embedded == nullptr) continue;
-        const std::size_t first = std::size_t(row) * width;
-        (*embedded)(id, token, factor, space_.queries.at(first), space_.keys.at(first),
-                    space_.values.at(first));
+        attending([&](auto as) {
+          const std::size_t at = std::size_t(row) * step(as);
+          (*embedded)(id, token, factor, space_.queries.at(at), space_.keys.at(at),
+                      space_.values.at(at), as);
+        });
       }
     }
   }
@@ -137,7 +143,9 @@ class Part {
     const auto multiplied = [&](int index, const Weights<Number>& weights, Buffer<float>& out) {
       const int begin = std::clamp(mine.begin - index * parts, 0, parts);
       const int end = std::clamp(mine.end - index * parts, 0, parts);
-      product(space_.tokens, nullptr, weights, cut, begin, end, written(out));
+      attending([&](auto as) {
+        product(space_.tokens, nullptr, weights, cut, begin, end, written(out, as));
+      });
     };
     multiplied(0, projections.query, space_.queries);
     multiplied(1, projections.key, space_.keys);
@@ -145,10 +153,20 @@ class Part {
   }
 
   void attend() const {
-    if (model_.attends_in_bf16)
-      attend_in<Bf16>();
-    else
-      attend_in<Fp32>();
+    const int spans = space_.gathered.spans();
+    const Share mine = share(texts_.count * spans);
+    for (int unit = mine.begin; unit < mine.end; unit++) {
+      const int text = unit / spans, span = unit % spans;
+      const int start = space_.starts[text], tokens = space_.starts[text + 1] - start;
+      const int head = space_.gathered.first_group(span);
+      attending([&]<typename Factor>(Factor as) {
+        const auto begun = [&](const Buffer<float>& rows) {
+          return Operand{rows.at(0), step(as)}.row(start).from(head * HEAD / Factor::LANE);
+        };
+        corom::attend<Factor>(begun(space_.queries), begun(space_.keys), begun(space_.values),
+                              tokens, space_.attention[member_], space_.gathered, start, span);
+      });
+    }
   }
 
   // Queries of each text's first token.
@@ -269,20 +287,18 @@ class Part {
   float* hidden(int row) const { return space_.hidden.at(std::size_t(row) * model_.width); }
   float* sums(int row) const { return space_.sums.at(std::size_t(row) * model_.width); }
 
-  // `Factor`: what queries, keys, values and their weights are while they are multiplied.
-  template <typename Factor>
-  void attend_in() const {
-    const int width = model_.width, spans = space_.gathered.spans();
-    const Share mine = share(texts_.count * spans);
-    for (int unit = mine.begin; unit < mine.end; unit++) {
-      const int text = unit / spans, span = unit % spans;
-      const int start = space_.starts[text], tokens = space_.starts[text + 1] - start;
-      const int head = space_.gathered.first_group(span);
-      const std::size_t first = std::size_t(start) * width + head * HEAD;
-      corom::attend<Factor>(space_.queries.at(first), space_.keys.at(first),
-                            space_.values.at(first), width, tokens, space_.attention[member_],
-                            space_.gathered, start, span);
+  // Call `work` with what queries, keys, values and their weights are multiplied as.
+  template <typename Work>
+  void attending(const Work& work) const {
+    if constexpr (!std::is_same_v<Number, Fp32>) {
+      if (model_.attends_in_bf16) return work(Bf16());
     }
+    work(Fp32());
+  }
+  // Lanes from one token's queries, keys or values to the next one's.
+  template <typename Factor>
+  int step(Factor) const {
+    return model_.width / Factor::LANE;
   }
 
   // A panel at a time, times all rows, or one of each text.
@@ -298,7 +314,10 @@ class Part {
     product(from, order, weights, cut, mine.begin, mine.end, store);
   }
 
-  Written written(Buffer<float>& out) const { return {out.at(0), model_.width}; }
+  template <typename Factor = Fp32>
+  Written<Factor> written(Buffer<float>& out, Factor as = {}) const {
+    return {out.at(0), step(as)};
+  }
 
   const Model<Number>& model_;
   const Texts& texts_;

@@ -5,28 +5,33 @@
 
 #include <cstddef>
 
+#include "rows.h"
 #include "weights.h"
 
 namespace corom {
 
-// Into rows of `width` fp32 values.
+// Into rows of values as they will be multiplied, `step` lanes of 32 bits apart.
+template <typename Factor>
 struct Written {
   static constexpr bool SHORT = true;  // so few instructions are repeated for every row of a tile
 
   float* out;
-  int width;
+  int step;
 
   // Called before the product is begun.
   void expect(int row, int panel) const {
-    for (int i = 0; i < 4; i++) __builtin_prefetch(at(row, panel) + 16 * i, 1);
+    for (int lane = 0; lane < LANES; lane += 16) __builtin_prefetch(at(row, panel) + lane, 1);
   }
 
   [[gnu::always_inline]] void operator()(int row, int panel, const __m512 values[4]) const {
-    for (int i = 0; i < 4; i++) _mm512_store_ps(at(row, panel) + 16 * i, values[i]);
+    write(values[0], values[1], at(row, panel), Factor());
+    write(values[2], values[3], at(row, panel) + LANES / 2, Factor());
   }
 
  private:
-  float* at(int row, int panel) const { return out + std::size_t(row) * width + panel * PANEL; }
+  static constexpr int LANES = PANEL / Factor::LANE;
+
+  float* at(int row, int panel) const { return out + std::size_t(row) * step + panel * LANES; }
 };
 
 }  // namespace corom
