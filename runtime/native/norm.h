@@ -1,4 +1,4 @@
-// LayerNorm of a row, with the sum that comes before it.
+// LayerNorm of a row.
 #pragma once
 
 #include <immintrin.h>
@@ -38,20 +38,17 @@ class Norm {
   const float* bias() const { return bias_.at(0); }
   const float* smoothing() const { return smoothing_.at(0); }
 
-  // out = LayerNorm(row + other); all (width,), `out` may be either. `into`: gets it too. Returns
+  // row = LayerNorm(row), (width,). `into`: gets it too, as its row `into_row`. Returns
   // 1 / deviation.
   template <typename Number>
-  float operator()(const float* row, const float* other, float* out, Rows<Number>* into,
-                   int into_row) const {
+  float operator()(float* row, Rows<Number>* into, int into_row) const {
     const int vectors = width_ / 16;
     __m512 values[WIDEST / 16];
     __m512 sums[4] = {};  // an addition need not wait for the one before
     for (int at = 0; at < vectors; at += 4) {
 #pragma GCC unroll 4
       for (int i = 0; i < 4; i++) {
-        values[at + i] = _mm512_add_ps(_mm512_loadu_ps(row + 16 * (at + i)),
-                                       _mm512_loadu_ps(other + 16 * (at + i)));
-        sums[i] = _mm512_add_ps(sums[i], values[at + i]);
+        sums[i] = _mm512_add_ps(sums[i], _mm512_load_ps(row + 16 * (at + i)));
       }
     }
     const __m512 mean = _mm512_set1_ps(total(sums) / float(width_));
@@ -59,7 +56,7 @@ class Norm {
     for (int at = 0; at < vectors; at += 4) {
 #pragma GCC unroll 4
       for (int i = 0; i < 4; i++) {
-        values[at + i] = _mm512_sub_ps(values[at + i], mean);
+        values[at + i] = _mm512_sub_ps(_mm512_load_ps(row + 16 * (at + i)), mean);
         squares[i] = _mm512_fmadd_ps(values[at + i], values[at + i], squares[i]);
       }
     }
@@ -70,7 +67,7 @@ class Norm {
       values[i] =
           _mm512_fmadd_ps(_mm512_mul_ps(values[i], scale), _mm512_load_ps(weight_.at(16 * i)),
                           _mm512_load_ps(bias_.at(16 * i)));
-      _mm512_storeu_ps(out + 16 * i, values[i]);
+      _mm512_store_ps(row + 16 * i, values[i]);
       if (is_coded<Number> && into != nullptr)
         values[i] = _mm512_mul_ps(values[i], _mm512_load_ps(inverse_.at(16 * i)));
     }

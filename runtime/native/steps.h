@@ -32,7 +32,7 @@ struct Texts {
 template <typename Number>
 struct Space {
   std::vector<int> starts;              // of each text among the tokens; their number
-  Buffer<float> hidden, sums;           // (T, H) each
+  Buffer<float> hidden;                 // (T, H), where the residuals stay
   Buffer<float> queries, keys, values;  // the same, as attention multiplies them
   Rows<Number> tokens, gathered;        // the same
   Rows<Number> inner;
@@ -58,7 +58,6 @@ struct Space {
     starts.reserve(texts + 1);
     const std::size_t values_there = rows * model.width;
     hidden.reserve(values_there);
-    sums.reserve(values_there);
     const std::size_t lanes = model.attends_in_bf16 ? values_there / Bf16::LANE : values_there;
     const std::size_t first = texts * model.width;  // queries and values of first tokens are fp32
     queries.reserve(std::max(lanes, first));
@@ -122,9 +121,14 @@ class Part {
         }
         const std::int64_t id = ids[token];
         const int row = start + token;
-        const float factor = model_.norm(model_.words + std::size_t(id) * width,
-                                         model_.positions + std::size_t(token) * width, hidden(row),
-                                         embedded == nullptr ? &space_.tokens : nullptr, row);
+        for (int i = 0; i < width; i += 16) {
+          const __m512 word = _mm512_loadu_ps(model_.words + std::size_t(id) * width + i);
+          const __m512 position =
+              _mm512_loadu_ps(model_.positions + std::size_t(token) * width + i);
+          _mm512_store_ps(hidden(row) + i, _mm512_add_ps(word, position));
+        }
+        const float factor =
+            model_.norm(hidden(row), embedded == nullptr ? &space_.tokens : nullptr, row);
         if (embedded == nullptr) continue;
         attending([&](auto as) {
           const std::size_t at = std::size_t(row) * step(as);
@@ -220,18 +224,16 @@ class Part {
     }
   }
 
-  // sums = what attention gathered · weights + bias
+  // hidden += what attention gathered · weights + bias
   void output(const Layer<Number>& layer, bool first_only) const {
     multiply(one_by_one(layer.output, first_only), space_.gathered, nullptr, layer.output,
-             written(space_.sums));
+             added(first_only));
   }
 
-  // sums = attention's norm of them and the tokens
   void norm_attention(const Layer<Number>& layer, bool first_only) const {
     const Share mine = share(rows(first_only));
     for (int row = mine.begin; row < mine.end; row++) {
-      layer.attention_norm(sums(row), hidden(first_only ? space_.starts[row] : row), sums(row),
-                           &space_.tokens, row);
+      layer.attention_norm(hidden(place(row, first_only)), &space_.tokens, row);
     }
   }
 
@@ -242,18 +244,16 @@ class Part {
     multiply(cut, space_.tokens, nullptr, layer.inner, store);
   }
 
-  // hidden = inner · weights + bias
+  // hidden += inner · weights + bias
   void narrow(const Layer<Number>& layer, bool first_only) const {
     multiply(one_by_one(layer.outer, first_only), space_.inner, nullptr, layer.outer,
-             written(space_.hidden));
+             added(first_only));
   }
 
-  // hidden = the layer's output
   void norm_output(const Layer<Number>& layer, bool first_only) const {
     const Share mine = share(rows(first_only));
     for (int row = mine.begin; row < mine.end; row++) {
-      layer.output_norm(hidden(row), sums(row), hidden(row), first_only ? nullptr : &space_.tokens,
-                        row);
+      layer.output_norm(hidden(place(row, first_only)), first_only ? nullptr : &space_.tokens, row);
     }
   }
 
@@ -263,7 +263,7 @@ class Part {
     for (int text = mine.begin; text < mine.end; text++) {
       float* vector = vectors + std::size_t(text) * width;
       if (!model_.mean_pooled) {
-        std::memcpy(vector, hidden(text), width * sizeof(float));
+        std::memcpy(vector, hidden(space_.starts[text]), width * sizeof(float));
         continue;
       }
       const int start = space_.starts[text], end = space_.starts[text + 1];
@@ -285,7 +285,12 @@ class Part {
   }
   Share share(int count) const { return Share(count, member_, members_); }
   float* hidden(int row) const { return space_.hidden.at(std::size_t(row) * model_.width); }
-  float* sums(int row) const { return space_.sums.at(std::size_t(row) * model_.width); }
+  // Of `rows`, among the tokens.
+  int place(int row, bool first_only) const { return first_only ? space_.starts[row] : row; }
+
+  Added added(bool first_only) const {
+    return {space_.hidden.at(0), model_.width, first_only ? space_.starts.data() : nullptr};
+  }
 
   // Call `work` with what queries, keys, values and their weights are multiplied as.
   template <typename Work>

@@ -1,4 +1,5 @@
-// Where the results of a product go: `store(row, panel, values[4])` takes 64 of a row. As they are.
+// Where the results of a product go: `store(row, panel, values[4])` takes 64 of a row. As they are,
+// or added to what is there.
 #pragma once
 
 #include <immintrin.h>
@@ -32,6 +33,31 @@ struct Written {
   static constexpr int LANES = PANEL / Factor::LANE;
 
   float* at(int row, int panel) const { return out + std::size_t(row) * step + panel * LANES; }
+};
+
+// Added to rows of `width` fp32 values, those that `order` names; null is all.
+struct Added {
+  static constexpr bool SHORT = true;
+
+  float* out;
+  int width;
+  const int* order;
+
+  void expect(int row, int panel) const {
+    for (int i = 0; i < PANEL; i += 16) __builtin_prefetch(at(row, panel) + i, 1);
+  }
+
+  [[gnu::always_inline]] void operator()(int row, int panel, const __m512 values[4]) const {
+    float* to = at(row, panel);
+    for (int i = 0; i < 4; i++) {
+      _mm512_store_ps(to + 16 * i, _mm512_add_ps(_mm512_load_ps(to + 16 * i), values[i]));
+    }
+  }
+
+ private:
+  float* at(int row, int panel) const {
+    return out + std::size_t(order == nullptr ? row : order[row]) * width + panel * PANEL;
+  }
 };
 
 }  // namespace corom
