@@ -22,8 +22,7 @@ from .figures import Spread, spread
 BUDGETS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 """Padded tokens of one execution that are tried, until more of them cost much."""
 TOKENS_A_CPU = 2048
-"""No budget is tried that has more for each CPU of an execution, two at least: native gains by as
-much, the others by less."""
+"""No budget is tried that has more for each CPU of an execution, two at least."""
 TEXTS_A_CPU, MOST_TEXTS = 64, 512
 """Of queries, more than one batch of the largest budget; more cost every way its time."""
 FALLING = 0.9
@@ -106,7 +105,8 @@ def measure(
     """Yield what a way reaches with each batch budget; nothing if it misses the parity floor.
 
     Parity is of the golden texts against their reference vectors, measured here. A rate rises with
-    the budget, then falls: from where it has fallen no larger one is tried.
+    the budget, then falls: from where it has fallen no larger one is tried. native pads nothing and
+    makes its own parts of a batch, so its own budget is the only one.
     """
     with way.open(bundle) as encoder:
         cosine = golden_cosine(bundle, encoder)
@@ -114,7 +114,8 @@ def measure(
             return
         p50 = alone_ms(encoder, texts, seconds)
         best = 0.0
-        for budget in budgets(way.threads):
+        own = (encoder.batch_tokens,)
+        for budget in own if way.backend == "native" else budgets(way.threads):
             encoder.batch_tokens = budget
             rate = throughput(encoder, texts, seconds)
             yield Measured(way, budget, cosine, p50, rate)

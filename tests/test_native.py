@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from corom.benchmarks.tuning import Way, measure
 from corom.export import graph as graph_module
 from corom.export.bundle import export_bundle
 from corom.export.native_index import BUMP_ENDS, REST_NAME, activation_pieces
@@ -591,6 +592,12 @@ def test_positions_may_begin_later_and_tokens_be_averaged(
 
 
 @needs_native
+def test_tune_tries_its_own_budget_alone(bundle: Path) -> None:
+    (found,) = measure(bundle, Way("native", "fp32", 2, 1), ["头痛", "发烧"], 0.9999, 0.001)
+    assert found.batch_tokens == 2 * 8192
+
+
+@needs_native
 def test_auto_takes_it_and_says_so(bundle: Path) -> None:
     for precision in HERE:
         with Encoder(bundle, precision=precision) as encoder:
@@ -661,14 +668,14 @@ def test_encode_gives_the_same_whatever_workers_threads_and_batches(
 @needs_native
 @pytest.mark.parametrize(
     ("threads", "workers", "tokens"),
-    [(1, 1, 512), (2, 1, 4096), (1, 2, 512), (2, 2, 512), (4, 2, 1024)],
+    [(1, 1, 512), (2, 1, 16384), (1, 2, 512), (2, 2, 512), (4, 2, 1024)],
 )
 def test_batches_are_large_where_the_threads_of_one_worker_share_them(
     encoders: list[NativeEncoder], threads: int, workers: int, tokens: int
 ) -> None:
     backend = NativeBackend(encoders[0], threads, workers)
     assert backend.batch_tokens == tokens
-    assert backend.with_threads(3).batch_tokens == 3 * 2048
+    assert backend.with_threads(3).batch_tokens == 3 * 8192
 
 
 @every_rung

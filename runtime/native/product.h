@@ -32,7 +32,7 @@ struct Factors {
   const typename Number::Value* values[ROWS];
   const float* scales[ROWS];
   const typename Number::Weight* weights;
-  const char* ahead;  // weights that are fetched meanwhile
+  const char* ahead;  // what is fetched meanwhile: a line for each 16 lines of weights
 
   Factors(const Rows<Number>& rows, int first, const int* order, const Weights<Number>& from,
           int panel, const char* to_fetch)
@@ -122,19 +122,27 @@ template <typename Number, int ROWS, bool ONE_SPAN, typename Store>
             _mm512_mul_ps(_mm512_cvtepi32_ps(sums[r][i]), _mm512_set1_ps(factors.scales[r][0])), i);
       });
     } else {
+      // In memory, as there are no registers left: the last sums go past it.
       __m512 total[ROWS][4];
+      const auto added = [&](int span, auto r, auto i) __attribute__((always_inline)) {
+        return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[r][i]),
+                               _mm512_set1_ps(factors.scales[r][span]), total[r][i]);
+      };
+      add_span(0);
       each_of_block<ROWS>([&](auto r, auto i) __attribute__((always_inline)) {
-        total[r][i] = _mm512_setzero_ps();
+        total[r][i] =
+            _mm512_mul_ps(_mm512_cvtepi32_ps(sums[r][i]), _mm512_set1_ps(factors.scales[r][0]));
       });
-      for (int span = 0; span < rows.spans(); span++) {
+      const int last = rows.spans() - 1;
+      for (int span = 1; span < last; span++) {
         add_span(span);
         each_of_block<ROWS>([&](auto r, auto i) __attribute__((always_inline)) {
-          total[r][i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[r][i]),
-                                        _mm512_set1_ps(factors.scales[r][span]), total[r][i]);
+          total[r][i] = added(span, r, i);
         });
       }
+      add_span(last);
       store_tile<ROWS>(first, panel, store, [&](auto r, auto i) __attribute__((always_inline)) {
-        return scaled(total[r][i], i);
+        return scaled(added(last, r, i), i);
       });
     }
   }
@@ -151,6 +159,7 @@ void product(const Rows<Number>& rows, const int* order, const Weights<Number>& 
     const int panel = part / cut.blocks * cut.together;
     const int end_panel = std::min(panel + cut.together, weights.panels());
     in_tiles(last - first, [&]<int ROWS>(int row) {
+      // Each tile fetches a part of the panels that come next, or their first tile would wait.
       const int sixteenth = std::min(row / TILE, 15);
       for (int p = panel; p < end_panel; p++) {
         const char* ahead = weights.ahead(p + cut.together, sixteenth);

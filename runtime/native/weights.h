@@ -53,6 +53,7 @@ class Weights {
   const typename Number::Weight* panel(int index) const {
     return packed_ + std::size_t(index) * PANEL * inputs_;
   }
+  // Where a sixteenth of it is in memory, to be fetched only: there may be no such panel.
   const char* ahead(int index, int sixteenth) const {
     return reinterpret_cast<const char*>(packed_) +
            (std::size_t(index) * 16 + sixteenth) * (PANEL * inputs_ * sizeof *packed_ / 16);
