@@ -20,11 +20,11 @@ from .contestants import Contestant, rungs
 from .figures import Spread, spread
 
 BUDGETS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384)
-"""Padded tokens of one execution that are tried, until more of them cost much."""
+"""Padded tokens of one execution that are tried, until more of them cost much; of native none."""
 TOKENS_A_CPU = 2048
 """No budget is tried that has more for each CPU of an execution, two at least."""
 TEXTS_A_CPU, MOST_TEXTS = 64, 512
-"""Of queries, more than one batch of the largest budget; more cost every way its time."""
+"""Of queries, more than most budgets hold; more cost every way its time."""
 FALLING = 0.9
 """Larger budgets are not tried once one reached less than this share of the best rate."""
 FINALISTS, FINAL_ROUNDS = 3, 5
@@ -106,7 +106,7 @@ def measure(
 
     Parity is of the golden texts against their reference vectors, measured here. A rate rises with
     the budget, then falls: from where it has fallen no larger one is tried. native pads nothing and
-    makes its own parts of a batch, so its own budget is the only one.
+    makes its own parts of a batch: the budget it takes was measured (benchmarks/README.md).
     """
     with way.open(bundle) as encoder:
         cosine = golden_cosine(bundle, encoder)

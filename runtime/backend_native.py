@@ -22,7 +22,8 @@ class NativeBackend:
 
     def __init__(self, encoder: NativeEncoder, threads: int, workers: int = 1) -> None:
         # At the end of a batch its threads wait for each other, which 64 parts of 128 tokens for
-        # each make rare: benchmarks/README.md. Several workers are to have a batch each.
+        # each make rare: benchmarks/README.md. (More than an encoder allows unless it is told so,
+        # from three threads on.) Several workers are to have a batch each.
         alone = workers == 1 and threads > 1
         self.batch_tokens = 8192 * threads if alone else 256 * max(2, threads)
         self._encoder = encoder

@@ -38,7 +38,7 @@ class Exchange:
         self._pace = Pace(workers)
         self._admission = Admission(max_queue_tokens, max_queue_s, self._pace)
         self._most_tokens = batch_tokens
-        self._waiting = Waiting(batch_tokens, self._admission.token_s())
+        self._waiting = Waiting(self._pace.batch_tokens(batch_tokens), self._admission.token_s())
         lock = threading.Lock()
         self._changed = threading.Condition(lock)
         self._deadline_came = threading.Condition(lock)

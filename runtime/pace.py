@@ -5,6 +5,8 @@ BATCH_S = 0.02
 STALL = 10
 LEAST_TOKENS = 64
 """A batch may be as large as this, however long it takes."""
+FIRST_TOKENS = 4096
+"""None is larger before one was executed and its time is known."""
 
 
 class Pace:
@@ -39,5 +41,5 @@ class Pace:
     def batch_tokens(self, most: int) -> int:
         """Return how many tokens one worker executes within ``BATCH_S``, at most ``most``."""
         if not self._seconds:
-            return most
+            return min(most, FIRST_TOKENS)
         return min(most, max(LEAST_TOKENS, int(BATCH_S * self._tokens / self._seconds)))

@@ -105,9 +105,13 @@ def warm_up(encoder: Encoder, how: Warmup) -> None:
     lengths: Sequence[int] = [min(8, limit), limit]
     if how == "full":
         lengths = sorted({*range(8, limit, 8), limit})
+    # native keeps nothing for a size: a large batch would only take its time.
+    tokens = (
+        min(512, encoder.batch_tokens) if encoder.backend_name == "native" else encoder.batch_tokens
+    )
     with ThreadPoolExecutor(encoder.workers) as workers:
         for length in lengths:
-            full = max(1, encoder.batch_tokens // length)
+            full = max(1, tokens // length)
             rows = {1, min(8, full), full} if how == "full" or length == limit else {1}
             for count in sorted(rows):
                 ids = np.ones((count, length), np.int64)

@@ -439,6 +439,18 @@ def test_a_vector_is_the_same_alone_in_any_batch_and_by_any_threads(
         np.testing.assert_array_equal(together[row], alone)
 
 
+@needs_native
+def test_many_texts_of_one_token_are_executed_together(encoders: list[NativeEncoder]) -> None:
+    ids = np.arange(60)[:, None]
+    for encoder in encoders:
+        together = NativeRunner(encoder, threads=1).run(ids, np.ones(60, np.int64))
+        one = NativeRunner(encoder, threads=1)
+        for row in range(60):
+            np.testing.assert_array_equal(
+                together[row], one.run(ids[row : row + 1], np.ones(1, int))[0]
+            )
+
+
 @every_rung
 def test_a_vector_is_the_same_whoever_saw_its_words_first(precision: Precision) -> None:
     weights = random_weights(5, 128, 128)
@@ -480,7 +492,7 @@ def encoders() -> list[NativeEncoder]:
         NativeEncoder(random_weights(4, *shape, pooling), precision, pooling)
         for precision in HERE
         for pooling in poolings
-        for shape in ((128, 192), (448, 320))
+        for shape in ((128, 192), (448, 320), (64, 832))  # the last: four spans, one not whole
     ]
 
 

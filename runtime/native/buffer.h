@@ -1,4 +1,4 @@
-// Memory: a buffer that grows and stays, and an arena for what never changes.
+// Memory: a buffer that grows and stays, and an arena for what is kept as long as the model.
 #pragma once
 
 #include <sys/mman.h>
@@ -43,8 +43,9 @@ class Buffer {
   std::size_t size_ = 0;
 };
 
-// What stays as it is from opening on, freed together. In pages of 2 MB where the system has them:
-// much of it is read for every text, and in small ones most of them have to be looked up each time.
+// What stays where it is as long as the model is open, freed together. In pages of 2 MB where the
+// system has them: much of it is read for every text, and of small pages most would have to be
+// looked up each time.
 class Arena {
  public:
   Arena() = default;
@@ -54,8 +55,8 @@ class Arena {
     for (const Chunk& chunk : chunks_) munmap(chunk.data, chunk.bytes);
   }
 
-  // Room for `size` values, aligned to a cache line; zeros, which take no memory until they are
-  // written. Throws std::bad_alloc if there is none.
+  // Room for `size` values, aligned to a cache line; zeros, whose pages take no memory until
+  // something is written there. Throws std::bad_alloc if there is none.
   template <typename T>
   T* take(std::size_t size) {
     const std::size_t bytes = (size * sizeof(T) + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;

@@ -36,7 +36,7 @@ class EmbeddedProjections {
     return std::size_t(words + positions) * 3 * width * sizeof(float) <= MOST_BYTES;
   }
 
-  // Kept in `arena`.
+  // Its weights are kept in `arena`.
   EmbeddedProjections(Arena& arena, int width, const float* words, std::int64_t words_there,
                       const float* positions, std::int64_t positions_there, const Norm& norm,
                       const std::array<Linear, 3>& linears)
@@ -44,12 +44,12 @@ class EmbeddedProjections {
         words_there_(words_there),
         words_(words),
         positions_(positions),
-        rows_(arena.take<float>(std::size_t(words_there + positions_there) * 3 * width)),
+        rows_(seen_.take<float>(std::size_t(words_there + positions_there) * 3 * width)),
         weights_(of_embeddings(arena, width, norm, linears)),
         constants_(arena.take<float>(3 * std::size_t(width))),
-        row_of_(new std::atomic<std::int32_t>[words_there + positions_there]) {
+        index_of_(new std::atomic<std::int32_t>[words_there + positions_there]) {
     for (std::int64_t place = 0; place < words_there + positions_there; place++) {
-      row_of_[place].store(UNKNOWN, std::memory_order_relaxed);
+      index_of_[place].store(UNKNOWN, std::memory_order_relaxed);
     }
     for (int column = 0; column < 3 * width; column++) {
       const Linear& linear = linears[column / width];
@@ -63,7 +63,7 @@ class EmbeddedProjections {
   // Append those of a text's words and positions that were not seen before, each time they come.
   void find_unknown(const std::int64_t* ids, int count, std::vector<std::int64_t>& unknown) const {
     const auto look = [&](std::int64_t place) {
-      if (row_of_[place].load(std::memory_order_acquire) == UNKNOWN) unknown.push_back(place);
+      if (index_of_[place].load(std::memory_order_acquire) == UNKNOWN) unknown.push_back(place);
     };
     for (int token = 0; token < count; token++) {
       look(ids[token]);
@@ -83,14 +83,14 @@ class EmbeddedProjections {
       const std::lock_guard<std::mutex> alone(multiplying_);
       for (; count < AT_ONCE && !unknown.empty(); unknown.pop_back()) {
         // Another runner may have multiplied it meanwhile, and reads it already.
-        if (row_of_[unknown.back()].load() == UNKNOWN) places[count++] = unknown.back();
+        if (index_of_[unknown.back()].load() == UNKNOWN) places[count++] = unknown.back();
       }
       if (count == 0) return;
       for (int i = 0; i < count; i++) write_centred(places[i], rows.values(i));
       product(rows, nullptr, weights_, Cut(count, weights_.panels(), 1, 1), 0, weights_.panels(),
               Written<Fp32>{row(rows_there_), 3 * width_});
       for (int i = 0; i < count; i++) {
-        row_of_[places[i]].store(rows_there_++, std::memory_order_release);
+        index_of_[places[i]].store(rows_there_++, std::memory_order_release);
       }
     }
   }
@@ -100,8 +100,8 @@ class EmbeddedProjections {
   template <typename Factor>
   void operator()(std::int64_t word, int position, float factor, float* query, float* key,
                   float* value, Factor) const {
-    const float* of_word = known(word);
-    const float* of_position = known(words_there_ + position);
+    const float* of_word = row_of(word);
+    const float* of_position = row_of(words_there_ + position);
     const __m512 factors = _mm512_set1_ps(factor);
     int at = 0;
     for (float* out : {query, key, value}) {
@@ -116,7 +116,7 @@ class EmbeddedProjections {
     }
   }
 
-  void prefetch(std::int64_t word) const { corom::prefetch(known(word), 3 * width_); }
+  void prefetch(std::int64_t word) const { corom::prefetch(row_of(word), 3 * width_); }
 
  private:
   static constexpr int AT_ONCE = 16 * TILE;
@@ -136,8 +136,8 @@ class EmbeddedProjections {
   }
 
   float* row(int index) const { return rows_ + std::size_t(index) * 3 * width_; }
-  const float* known(std::int64_t place) const {
-    return row(row_of_[place].load(std::memory_order_relaxed));
+  const float* row_of(std::int64_t place) const {
+    return row(index_of_[place].load(std::memory_order_relaxed));
   }
 
   void write_centred(std::int64_t place, float* out) const {
@@ -153,10 +153,11 @@ class EmbeddedProjections {
   const int width_;
   const std::int64_t words_there_;
   const float *words_, *positions_;
-  float* const rows_;  // (words and positions, 3, H), the arena's; in the order they were seen
+  Arena seen_;         // its own, to be given back if the rest finds no room
+  float* const rows_;  // (words and positions, 3, H), as they were learned
   const Weights<Fp32> weights_;
-  float* const constants_;                               // (3, H), the arena's
-  std::unique_ptr<std::atomic<std::int32_t>[]> row_of_;  // words and positions
+  float* const constants_;                                 // (3, H), the arena's
+  std::unique_ptr<std::atomic<std::int32_t>[]> index_of_;  // words and positions
   mutable int rows_there_ = 0;
   mutable std::mutex multiplying_;
 };

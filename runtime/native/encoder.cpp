@@ -66,7 +66,7 @@ class EncoderOf : public AnyEncoder {
                from.vocabulary,
                from.positions,
                from.mean_pooled != 0,
-               from.attends_in_bf16 != 0,
+               !std::is_same_v<Number, corom::Fp32> && from.attends_in_bf16 != 0,
                from.words,
                from.position_table,
                activation(from.activation),

@@ -33,7 +33,7 @@ template <typename Number>
 struct Space {
   std::vector<int> starts;              // of each text among the tokens; their number
   Buffer<float> hidden;                 // (T, H), where the residuals stay
-  Buffer<float> queries, keys, values;  // the same, as attention multiplies them
+  Buffer<float> queries, keys, values;  // the same, as attention multiplies them; or (B, H) in fp32
   Rows<Number> tokens, gathered;        // the same
   Rows<Number> inner;
   // Of a layer for first tokens alone
@@ -230,6 +230,7 @@ class Part {
              added(first_only));
   }
 
+  // hidden and tokens = its norm
   void norm_attention(const Layer<Number>& layer, bool first_only) const {
     const Share mine = share(rows(first_only));
     for (int row = mine.begin; row < mine.end; row++) {
@@ -250,6 +251,7 @@ class Part {
              added(first_only));
   }
 
+  // hidden and tokens = the layer's output
   void norm_output(const Layer<Number>& layer, bool first_only) const {
     const Share mine = share(rows(first_only));
     for (int row = mine.begin; row < mine.end; row++) {
@@ -285,7 +287,7 @@ class Part {
   }
   Share share(int count) const { return Share(count, member_, members_); }
   float* hidden(int row) const { return space_.hidden.at(std::size_t(row) * model_.width); }
-  // Of `rows`, among the tokens.
+  // Where a row of `rows(first_only)` is among the tokens.
   int place(int row, bool first_only) const { return first_only ? space_.starts[row] : row; }
 
   Added added(bool first_only) const {
