@@ -24,7 +24,7 @@ template <typename Number>
 class Runner : public AnyRunner {
  public:
   Runner(const Model<Number>& model, int threads)
-      : model_(model), team_(threads), spaces_(threads) {}
+      : model_(model), team_(threads), spaces_(threads), first_tokens_(threads) {}
 
   bool can_run(const Texts& texts) const override {
     for (int text = 0; text < texts.count; text++) {
@@ -94,30 +94,57 @@ class Runner : public AnyRunner {
   }
 
   void run_together(const Texts& texts, float* vectors) {
-    spaces_[0].reserve(model_, {texts}, team_.size());
-    spaces_[0].begin(model_, texts);
+    Space<Number>& space = spaces_[0];
+    FirstTokens<Number>& first = first_tokens_[0];
+    const auto meet = [this] { team_.meet(); };
+    space.reserve(model_, {texts}, team_.size());
+    space.begin(texts);
+    if (!model_.mean_pooled) {
+      first.reserve(model_, texts.count);
+      first.clear();
+      first.add(model_, texts.count, vectors);
+      first.begin(model_);
+    }
     team_.run([&](int member) {
-      encode_texts(model_, texts, spaces_[0], member, team_.size(), vectors,
-                   [this] { team_.meet(); });
+      encode_texts(model_, texts, space, first, 0, member, team_.size(), vectors, meet);
+      if (!model_.mean_pooled) encode_first_tokens(model_, first, member, team_.size(), meet);
     });
   }
 
   void run_apart(const Texts& texts, const std::vector<Texts>& parts, float* vectors) {
-    for (Space<Number>& space : spaces_) space.reserve(model_, parts, 1);
+    std::size_t most_texts = 0;
+    for (const Texts& part : parts) most_texts = std::max(most_texts, std::size_t(part.count));
+    for (int member = 0; member < team_.size(); member++) {
+      spaces_[member].reserve(model_, parts, 1);
+      first_tokens_[member].clear();
+      if (!model_.mean_pooled)
+        first_tokens_[member].reserve(model_, most_texts + FirstTokens<Number>::ENOUGH - 1);
+    }
     std::atomic<std::size_t> next = 0;
     team_.run([&](int member) {
+      const auto meet = [] {};
+      FirstTokens<Number>& first = first_tokens_[member];
+      const auto encode_first = [&] {
+        first.begin(model_);
+        encode_first_tokens(model_, first, 0, 1, meet);
+        first.clear();
+      };
       for (std::size_t number; (number = next++) < parts.size();) {
         const Texts& part = parts[number];
-        const std::size_t row = part.lengths - texts.lengths;
-        spaces_[member].begin(model_, part);
-        encode_texts(model_, part, spaces_[member], 0, 1, vectors + row * model_.width, [] {});
+        float* const into = vectors + std::size_t(part.lengths - texts.lengths) * model_.width;
+        spaces_[member].begin(part);
+        const int row = model_.mean_pooled ? 0 : first.add(model_, part.count, into);
+        encode_texts(model_, part, spaces_[member], first, row, 0, 1, into, meet);
+        if (first.flow.count >= FirstTokens<Number>::ENOUGH) encode_first();
       }
+      if (first.flow.count > 0) encode_first();
     });
   }
 
   const Model<Number>& model_;
   Team team_;
-  std::vector<Space<Number>> spaces_;
+  std::vector<Space<Number>> spaces_;              // one a member
+  std::vector<FirstTokens<Number>> first_tokens_;  // the same
 };
 
 }  // namespace corom

@@ -35,13 +35,12 @@ struct Written {
   float* at(int row, int panel) const { return out + std::size_t(row) * step + panel * LANES; }
 };
 
-// Added to rows of `width` fp32 values, those that `order` names; null is all.
+// Added to rows of `width` fp32 values.
 struct Added {
   static constexpr bool SHORT = true;
 
   float* out;
   int width;
-  const int* order;
 
   void expect(int row, int panel) const {
     for (int i = 0; i < PANEL; i += 16) __builtin_prefetch(at(row, panel) + i, 1);
@@ -55,9 +54,7 @@ struct Added {
   }
 
  private:
-  float* at(int row, int panel) const {
-    return out + std::size_t(order == nullptr ? row : order[row]) * width + panel * PANEL;
-  }
+  float* at(int row, int panel) const { return out + std::size_t(row) * width + panel * PANEL; }
 };
 
 }  // namespace corom
