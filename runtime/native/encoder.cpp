@@ -9,6 +9,7 @@
 #include <type_traits>
 #include <utility>
 #include <variant>
+#include <vector>
 
 #include "model.h"
 #include "runner.h"
@@ -32,7 +33,8 @@ struct CoromLayer {
   CoromNorm attention_norm, output_norm;
 };
 
-// corom::Activation: its `end`, then the coefficients, those of a power beside each other.
+// Where its bump ends, then the coefficients of corom::Activation, those of a power beside each
+// other.
 struct CoromActivation {
   const float* coarse;  // degree 3
   const float* fine;    // degree 5
@@ -79,12 +81,14 @@ class EncoderOf : public AnyEncoder {
     Norm attention_norm = norm(width, from.attention_norm);
     const float* smoothing = model_.layers.empty() ? model_.norm.smoothing()
                                                    : model_.layers.back()->output_norm.smoothing();
+    const float steps = model_.activation.steps;
+    const std::vector<float> step(inner, 1 / steps);
     model_.layers.push_back(std::unique_ptr<corom::Layer<Number>>(new corom::Layer<Number>{
         Weights<Number>(model_.arena, width, width, corom::GATHERED_SPAN<Number>,
                         from.output.weight, from.output.bias),
-        of_tokens(inner, from.inner, attention_norm.smoothing()),
+        of_tokens(inner, from.inner, attention_norm.smoothing(), steps),
         Weights<Number>(model_.arena, width, inner, corom::INNER_SPAN<Number>, from.outer.weight,
-                        from.outer.bias),
+                        from.outer.bias, step.data()),
         std::move(attention_norm), norm(width, from.output_norm), projections(from, smoothing)}));
   }
 
@@ -100,9 +104,10 @@ class EncoderOf : public AnyEncoder {
   }
 
   // Weights that multiply tokens, whose values a norm has divided by their `smoothing`.
-  Weights<Number> of_tokens(int columns, const Linear& from, const float* smoothing) {
+  Weights<Number> of_tokens(int columns, const Linear& from, const float* smoothing,
+                            float times = 1) {
     return Weights<Number>(model_.arena, columns, model_.width, corom::TOKEN_SPAN, from.weight,
-                           from.bias, corom::is_coded<Number> ? smoothing : nullptr);
+                           from.bias, corom::is_coded<Number> ? smoothing : nullptr, times);
   }
 
   corom::AnyProjections<Number> projections(const CoromLayer& from, const float* smoothing) {
@@ -138,8 +143,9 @@ class EncoderOf : public AnyEncoder {
 
   static auto activation(const CoromActivation& from) {
     const float* all = std::is_same_v<Number, corom::Fp32> ? from.fine : from.coarse;
-    corom::Activation<Model::DEGREE> activation{{}, all[0]};
-    std::copy_n(all + 1, 16 * (Model::DEGREE + 1), activation.coefficients[0]);
+    corom::Activation<Model::DEGREE> activation{{}, 15 / all[0]};
+    std::transform(all + 1, all + 1 + 16 * (Model::DEGREE + 1), activation.coefficients[0],
+                   [&](float of_one) { return of_one * activation.steps; });
     return activation;
   }
 

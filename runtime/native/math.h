@@ -23,21 +23,21 @@ inline __m512 exponential(__m512 x) {
 }
 
 // ReLU, GELU and its tanh form are all max(x, 0) less a bump that depends on |x| alone and is gone
-// at `end`. The bump is made of polynomials, one around each of the sixteen points k · end / 15, in
-// what |x| · 15 / end is above or below k; the exporter chooses them.
+// after fifteen steps. The bump is made of polynomials, one around each of the sixteen points that
+// are whole steps, in what |x| is above or below; the exporter chooses them. Values are given and
+// returned in steps, which the weights before and behind take care of.
 template <int DEGREE>
 struct alignas(64) Activation {
   float coefficients[DEGREE + 1][16];
-  float end;
+  float steps;  // that make 1
 
   __m512 operator()(__m512 x) const {
-    const __m512 size = _mm512_min_ps(_mm512_abs_ps(x), _mm512_set1_ps(end));
-    const __m512 steps = _mm512_set1_ps(15 / end);
+    const __m512 size = _mm512_min_ps(_mm512_abs_ps(x), _mm512_set1_ps(15.0f));
     // So large a sum has no digits behind the point: its last bits are the number of the nearest.
     const __m512 large = _mm512_set1_ps(0x1.8p23f);
-    const __m512 rounded = _mm512_fmadd_ps(size, steps, large);
+    const __m512 rounded = _mm512_add_ps(size, large);
     const __m512i nearest = _mm512_castps_si512(rounded);
-    const __m512 rest = _mm512_fmsub_ps(size, steps, _mm512_sub_ps(rounded, large));
+    const __m512 rest = _mm512_sub_ps(size, _mm512_sub_ps(rounded, large));
     __m512 bump = _mm512_permutexvar_ps(nearest, _mm512_load_ps(coefficients[DEGREE]));
 #pragma GCC unroll 8
     for (int power = DEGREE - 1; power >= 0; power--) {

@@ -27,9 +27,10 @@ template <typename Number>
 class Weights {
  public:
   // weights (columns, inputs); bias (columns,). Of the rows that they will multiply: `span`, and
-  // `smoothing` (inputs,), null for none. Kept in `arena`.
+  // `smoothing` (inputs,), null for none. Of their results: `times` what they would be. Kept in
+  // `arena`.
   Weights(Arena& arena, int columns, int inputs, int span, const float* weights, const float* bias,
-          const float* smoothing = nullptr)
+          const float* smoothing = nullptr, float times = 1)
       : columns_(columns),
         inputs_(inputs),
         span_(std::min(span, inputs)),
@@ -39,11 +40,11 @@ class Weights {
         scales_(arena.take<float>(is_coded<Number> ? columns : 0)),
         corrections_(
             arena.take<std::int32_t>(is_coded<Number> ? std::size_t(columns) * spans_ : 0)) {
-    std::copy_n(bias, columns, bias_);
     for (int column = 0; column < columns; column++) {
       const float* own = weights + std::size_t(column) * inputs;
+      bias_[column] = bias[column] * times;
       pack(column, [&](int input) {
-        return smoothing == nullptr ? own[input] : own[input] * smoothing[input];
+        return own[input] * (smoothing == nullptr ? times : smoothing[input] * times);
       });
     }
   }
