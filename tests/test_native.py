@@ -164,12 +164,16 @@ def written_out(
         values: np.ndarray,
         smoothed_by: str | None = None,
         precision: Precision = precision,
+        taken: float = 1,
+        given: float = 1,
     ) -> Any:
+        """Return what a layer makes of values, which are multiplied in steps, so many to 1."""
         smoothing = weights.arrays[f"{smoothed_by}.smoothing"] if smoothed_by else np.float32(1)
         # A token that a norm gives has one scale; else 256 values have, which is four heads.
         span = values.shape[1] if smoothed_by else 256
         weight, bias = weights.arrays[f"{name}.weight"], weights.arrays.get(f"{name}.bias", 0)
-        return product(precision, values, weight, smoothing, span) + bias
+        weight = weight * np.float32(given / taken)
+        return product(precision, values * taken, weight, smoothing, span) / given + bias
 
     def heads(values: np.ndarray) -> np.ndarray:
         return values.reshape(len(values), -1, 64).transpose(1, 0, 2)
@@ -203,10 +207,10 @@ def written_out(
         mixed = rounded(shares / shares.sum(-1, keepdims=True)) @ rounded(value)
         gathered = linear(f"{own}attention.output", mixed.transpose(1, 0, 2).reshape(rows.shape))
         rows = norm(f"{own}attention_norm", rows + gathered)
-        inner = activation(
-            torch.from_numpy(linear(f"{own}inner", rows, f"{own}attention_norm"))
-        ).numpy()
-        hidden = norm(f"{own}output_norm", rows + linear(f"{own}outer", inner))
+        steps = (PIECES - 1) / weights.activation[FINE if precision == "fp32" else COARSE][0]
+        widened = linear(f"{own}inner", rows, f"{own}attention_norm", given=steps)
+        inner = activation(torch.from_numpy(widened)).numpy()
+        hidden = norm(f"{own}output_norm", rows + linear(f"{own}outer", inner, taken=steps))
     return hidden.mean(0) if pooling == "mean" else hidden[0]
 
 
