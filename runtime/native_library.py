@@ -28,7 +28,9 @@ NEEDED: dict[Precision, tuple[str, ...]] = {
     "int8-per-token": (*EVERYWHERE, "avx512_vnni"),
 }
 """What each precision needs of a CPU; in the order of ``Precision`` of native/encoder.cpp."""
-INTERFACE = 5
+AMX = {"amx_tile", "amx_int8", "amx_bf16"}
+"""What products with weights are executed by in bf16 and int8-per-token, on CPUs that have it."""
+INTERFACE = 6
 """Of the functions and structures below; raised with every change of them."""
 MOST_THREADS = 1024
 _MODULE = "corom.runtime._native"
@@ -102,6 +104,7 @@ class _Model(Structure):
         ("inner_width", c_int64),
         ("mean_pooled", c_int64),
         ("attends_in_bf16", c_int64),
+        ("uses_amx", c_int64),
         ("epsilon", c_float),
         ("activation", _Activation),
         ("words", c_void_p),
@@ -123,6 +126,7 @@ def _library() -> ctypes.CDLL:
     if interface is None or interface() != INTERFACE:
         raise UnavailableError(f"the kernels of backend 'native' are of another corom. {_AGAIN}")
     for name, result, arguments in (
+        ("corom_ask_for_amx", c_int, []),
         ("corom_encoder", c_void_p, [POINTER(_Model), c_int]),
         ("corom_add_layer", c_int, [c_void_p, POINTER(_Layer)]),
         ("corom_free_encoder", None, [c_void_p]),
@@ -156,6 +160,7 @@ class NativeEncoder:
             mean_pooled=pooling == "mean",
             # Faster, and hardly farther off: the products around it are rounded as much or more.
             attends_in_bf16=precision != "fp32" and "avx512_bf16" in cpu_flags(),
+            uses_amx=AMX <= cpu_flags() and self._library.corom_ask_for_amx(),
             epsilon=weights.epsilon,
             activation=_Activation(*(_address(weights.activation[d]) for d in (COARSE, FINE))),
             words=_address(words),

@@ -11,6 +11,7 @@
 #include <variant>
 #include <vector>
 
+#include "amx.h"
 #include "model.h"
 #include "runner.h"
 
@@ -42,7 +43,7 @@ struct CoromActivation {
 
 // `words` and `positions` are used where they are; everything else is copied.
 struct CoromModel {
-  std::int64_t vocabulary, positions, width, inner_width, mean_pooled, attends_in_bf16;
+  std::int64_t vocabulary, positions, width, inner_width, mean_pooled, attends_in_bf16, uses_amx;
   float epsilon;
   CoromActivation activation;
   const float* words;
@@ -69,6 +70,7 @@ class EncoderOf : public AnyEncoder {
                from.positions,
                from.mean_pooled != 0,
                !std::is_same_v<Number, corom::Fp32> && from.attends_in_bf16 != 0,
+               !std::is_same_v<Number, corom::Fp32> && from.uses_amx != 0,
                from.words,
                from.position_table,
                activation(from.activation),
@@ -163,7 +165,10 @@ enum Result { DONE = 0, NO_MEMORY = 1, NOT_ENCODABLE = 2 };
 enum Precision { FP32 = 0, BF16 = 1, INT8 = 2 };
 
 // Raised with every change of what is below: INTERFACE of ../native_library.py.
-int corom_interface() { return 5; }
+int corom_interface() { return 6; }
+
+// Whether this process may use AMX from now on.
+int corom_ask_for_amx() { return corom::ask_for_amx(); }
 
 void* corom_encoder(const CoromModel* from, int precision) {
   try {

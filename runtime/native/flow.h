@@ -4,6 +4,7 @@
 #include <cstddef>
 
 #include "activated.h"
+#include "amx.h"
 #include "buffer.h"
 #include "model.h"
 #include "product.h"
@@ -37,7 +38,7 @@ class Part {
       : model_(model), flow_(flow), member_(member), members_(members) {}
 
   // hidden += what attention gathered · weights + bias
-  void output(const Layer<Number>& layer) const { multiply(flow_.gathered, layer.output, added()); }
+  void output(const Layer<Number>& layer) const { multiply_all(flow_.gathered, layer.output, added()); }
 
   // hidden and tokens = its norm
   void norm_attention(const Layer<Number>& layer) const { normalize(layer.attention_norm); }
@@ -45,16 +46,30 @@ class Part {
   // inner = activation(tokens · weights + bias)
   void widen(const Layer<Number>& layer) const {
     Activated<Number> store(model_.activation, flow_.inner);
-    multiply(flow_.tokens, layer.inner, store, store.PANELS);
+    multiply_all(flow_.tokens, layer.inner, store, store.PANELS);
   }
 
   // hidden += inner · weights + bias
-  void narrow(const Layer<Number>& layer) const { multiply(flow_.inner, layer.outer, added()); }
+  void narrow(const Layer<Number>& layer) const { multiply_all(flow_.inner, layer.outer, added()); }
 
   // hidden and tokens = the layer's output
   void norm_output(const Layer<Number>& layer) const { normalize(layer.output_norm); }
 
  protected:
+  Cut cut(int panels, int together) const {
+    return Cut(flow_.count, panels, together, members_, model_.uses_amx ? AMX_ROWS : TILE);
+  }
+
+  // Parts `begin` to `end` of a product.
+  template <typename Store>
+  void multiply(const Rows<Number>& from, const Weights<Number>& weights, const Cut& cut,
+                int begin, int end, Store&& store) const {
+    if constexpr (!std::is_same_v<Number, Fp32>) {
+      if (model_.uses_amx) return amx_product(from, weights, cut, begin, end, store);
+    }
+    product(from, nullptr, weights, cut, begin, end, store);
+  }
+
   Share share(int count) const { return Share(count, member_, members_); }
   float* hidden(int row) const { return flow_.hidden.at(std::size_t(row) * model_.width); }
 
@@ -67,11 +82,11 @@ class Part {
 
   // This member's part of the product of all rows and weights, `together` panels of these at once.
   template <typename Store>
-  void multiply(const Rows<Number>& from, const Weights<Number>& weights, Store&& store,
-                int together = 1) const {
-    const Cut cut(flow_.count, weights.panels(), together, members_);
+  void multiply_all(const Rows<Number>& from, const Weights<Number>& weights, Store&& store,
+                    int together = 1) const {
+    const Cut cut = this->cut(weights.panels(), together);
     const Share mine = share(cut.parts());
-    product(from, nullptr, weights, cut, mine.begin, mine.end, store);
+    multiply(from, weights, cut, mine.begin, mine.end, store);
   }
 
   void normalize(const Norm& norm) const {

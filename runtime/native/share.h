@@ -18,11 +18,13 @@ struct Share {
 // A product in parts: each some panels of the weights, `together`, times all rows or, where they
 // do not go round, times some of the tiles that the rows make.
 struct Cut {
-  int rows, together, tiles, units, blocks;
-  Cut(int row_count, int panels, int panels_together, int members)
+  int rows, together, tile, tiles, units, blocks;
+  // `tile_rows`: of a tile.
+  Cut(int row_count, int panels, int panels_together, int members, int tile_rows = TILE)
       : rows(row_count),
         together(panels_together),
-        tiles((row_count + TILE - 1) / TILE),
+        tile(tile_rows),
+        tiles((row_count + tile - 1) / tile),
         units((panels + together - 1) / together),
         blocks(units % members == 0 ? 1 : std::clamp(4 * members / units, 1, tiles)) {}
   int parts() const { return units * blocks; }

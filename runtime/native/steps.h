@@ -123,15 +123,15 @@ class TokensPart : public Part<Number> {
 
   void project(const Projections<Number>& projections) const {
     const int panels = projections.query.panels();
-    const Cut cut(flow_.count, 3 * panels, 1, members_);
+    const Cut cut = this->cut(3 * panels, 1);
     const int parts = panels * cut.blocks;
     const Share mine = share(3 * parts);
     const auto multiplied = [&](int index, const Weights<Number>& weights, Buffer<float>& out) {
       const int begin = std::clamp(mine.begin - index * parts, 0, parts);
       const int end = std::clamp(mine.end - index * parts, 0, parts);
       attending([&](auto as) {
-        product(flow_.tokens, nullptr, weights, cut, begin, end,
-                Written<decltype(as)>{out.at(0), step(as)});
+        multiply(flow_.tokens, weights, cut, begin, end,
+                 Written<decltype(as)>{out.at(0), step(as)});
       });
     };
     multiplied(0, projections.query, space_.queries);
@@ -216,7 +216,7 @@ class TokensPart : public Part<Number> {
   static constexpr int HEADS_AT_ONCE = 4;
 
   using Part<Number>::flow_, Part<Number>::hidden, Part<Number>::model_, Part<Number>::share;
-  using Part<Number>::member_, Part<Number>::members_;
+  using Part<Number>::member_, Part<Number>::members_, Part<Number>::multiply;
 
   // Call `work` with what queries, keys, values and their weights are multiplied as.
   template <typename Work>

@@ -14,6 +14,7 @@ namespace corom {
 // Into rows of values as they will be multiplied, `step` lanes of 32 bits apart.
 template <typename Factor>
 struct Written {
+  static constexpr int PANELS = 1;
   static constexpr bool SHORT = true;  // so few instructions are repeated for every row of a tile
 
   float* out;
@@ -37,6 +38,7 @@ struct Written {
 
 // Added to rows of `width` fp32 values.
 struct Added {
+  static constexpr int PANELS = 1;
   static constexpr bool SHORT = true;
 
   float* out;
