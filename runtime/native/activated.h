@@ -11,8 +11,9 @@
 
 namespace corom {
 
-// Into `inner`, a whole span of a row at a time.
-template <typename Number>
+// Into `inner`, a whole span of a row at a time. ROWS: of those that follow each other, how many
+// take turns with their panels.
+template <typename Number, int ROWS>
 class Activated {
  public:
   static constexpr bool SHORT = false;
@@ -24,7 +25,7 @@ class Activated {
   void expect(int, int) const {}
 
   void operator()(int row, int panel, const __m512 values[4]) {
-    __m512* span = spans_[row % TILE];
+    __m512* span = spans_[row % ROWS];
     const int place = panel % PANELS;
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) span[4 * place + i] = activation_(values[i]);
@@ -33,10 +34,35 @@ class Activated {
     }
   }
 
+  // Half a panel of a row, then of the next one, and so on.
+  struct Half {
+    Activated& store;
+    int row, span, place;
+    bool last;  // of the span
+
+    [[gnu::always_inline]] void operator()(const __m512 values[2]) {
+      const __m512 low = store.activation_(values[0]), high = store.activation_(values[1]);
+      if constexpr (is_coded<Number>) {
+        __m512* own = store.spans_[row % ROWS];
+        own[place] = low, own[place + 1] = high;
+        if (last) encode(own, store.inner_, row, span);
+      } else {
+        float* lanes = reinterpret_cast<float*>(store.inner_.values(row, span));
+        write(low, high, lanes + 16 * place / Number::LANE, Number());
+      }
+      row++;
+    }
+    void expect() {}
+  };
+  Half rows(int first, int panel, int half) {
+    const bool last = (panel + 1) % PANELS == 0 || panel + 1 == inner_.groups();
+    return {*this, first, panel / PANELS, panel % PANELS * 4 + 2 * half, half == 1 && last};
+  }
+
  private:
   const Activation<Model<Number>::DEGREE> activation_;
   Rows<Number>& inner_;
-  __m512 spans_[TILE][4 * PANELS];  // of a tile, whose rows follow each other
+  __m512 spans_[ROWS][4 * PANELS];
 };
 
 }  // namespace corom

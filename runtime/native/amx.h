@@ -2,13 +2,14 @@
 // sixteen columns in one instruction. Of codes the sums are those of product.h, bit for bit.
 #pragma once
 
-#include <sys/syscall.h>
-#include <unistd.h>
+#include <immintrin.h>
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
+#include "amx_tiles.h"
 #include "buffer.h"
 #include "product.h"
 #include "rows.h"
@@ -18,209 +19,233 @@
 
 namespace corom {
 
-// Ask the system to keep tiles for the threads of this process. Whether it does.
-inline bool ask_for_amx() {
-  constexpr long PERMISSION = 0x1023, TILE_DATA = 18;  // of the system call; the state's number
-  return syscall(SYS_arch_prctl, PERMISSION, TILE_DATA) == 0;
-}
+// Where a product fetches weights that come next: `lines` of them at each of its steps.
+struct Ahead {
+  const char* next;
+  int lines;
 
-// The tiles of a thread while it multiplies some rows, at most AMX_ROWS, with columns of weights.
-// 0 to 3 have sums. Of more rows than a tile has, 4 and 5 have values, 6 and 7 weights of 32
-// columns; else 4 has values, and 5 to 7 in turns weights of 64. As assembly, like every
-// instruction that not all CPUs with AVX-512 have.
-class AmxTiles {
- public:
-  static constexpr int ROWS = 16, BYTES = 64;
-
-  explicit AmxTiles(int rows) {
-    struct {
-      std::uint8_t palette = 1, start = 0, none[14] = {};
-      std::uint16_t bytes[16] = {BYTES, BYTES, BYTES, BYTES, BYTES, BYTES, BYTES, BYTES};
-      std::uint8_t rows[16] = {ROWS, ROWS, ROWS, ROWS, ROWS, ROWS, ROWS, ROWS};
-    } shapes;
-    if (rows > ROWS)
-      for (int tile : {2, 3, 5}) shapes.rows[tile] = std::uint8_t(rows - ROWS);
-    else
-      for (int tile : {0, 1, 2, 3, 4}) shapes.rows[tile] = std::uint8_t(rows);
-    asm volatile("ldtilecfg %0" ::"m"(shapes));
-  }
-  AmxTiles(const AmxTiles&) = delete;
-  AmxTiles& operator=(const AmxTiles&) = delete;
-  ~AmxTiles() { asm volatile("tilerelease"); }
-
-  // Rows are `step` bytes apart; 0 takes the same one for all.
-  template <int TILE>
-  [[gnu::always_inline]] static void load(const void* from, std::size_t step) {
-    asm volatile("tileloadd (%1,%2,1), %%tmm%c0" ::"i"(TILE), "r"(from), "r"(step) : "memory");
-  }
-  template <int TILE>
-  [[gnu::always_inline]] static void store(void* to, std::size_t step) {
-    asm volatile("tilestored %%tmm%c0, (%1,%2,1)" ::"i"(TILE), "r"(to), "r"(step) : "memory");
-  }
-  template <int SUMS, int VALUES, int WEIGHTS>
-  [[gnu::always_inline]] static void add_products(Int8) {
-    asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(SUMS), "i"(VALUES), "i"(WEIGHTS));
-  }
-  template <int SUMS, int VALUES, int WEIGHTS>
-  [[gnu::always_inline]] static void add_products(Bf16) {
-    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(SUMS), "i"(VALUES), "i"(WEIGHTS));
+  [[gnu::always_inline]] void fetch() {
+    for (int line = 0; line < lines; line++, next += CACHE_LINE) _mm_prefetch(next, _MM_HINT_T1);
   }
 };
 
-constexpr int AMX_ROWS = 2 * AmxTiles::ROWS;
+// Sums of some rows, from `first` on, and half a panel: of one span of the rows.
+struct AmxBlock {
+  static constexpr int ROWS = 2 * AmxTiles::ROWS, COLUMNS = PANEL / 2;
 
-// Some rows and a panel.
-template <typename Number>
-class AmxFactors {
- public:
-  AmxFactors(const Rows<Number>& rows, int first, int count, const Weights<Number>& weights,
-             int panel, const char* ahead, int lines)
-      : values_(reinterpret_cast<const char*>(rows.values(first))),
-        row_bytes_(rows.groups() * GROUP * sizeof(typename Number::Value)),
-        count_(count),
-        weights_(reinterpret_cast<const char*>(weights.panel(panel))),
-        ahead_(ahead),
-        lines_(lines) {}
+  int first, count, panel, half, span;
+};
 
-  // sums (count, PANEL), `step` bytes apart = initial (PANEL,) + products over groups `begin` to
-  // `end`
-  void operator()(int begin, int end, const void* initial, void* sums, std::size_t step) {
-    const auto* from = static_cast<const char*>(initial);
-    auto* to = static_cast<char*>(sums);
-    if (count_ <= Tiles::ROWS) {
-      add_to_sixteen(begin * STEPS, end * STEPS, from, to, step);
-    } else {
-      for (int half = 0; half < 2; half++) {
-        add_to_more(begin * STEPS, end * STEPS, 2 * half, from, to, step);
+// What becomes of a block's sums, a row after the other. Of codes: FIRST and LAST, of the spans.
+template <typename Number, bool FIRST, bool LAST, typename Output>
+struct AmxFinish {
+  using Sum = std::conditional_t<is_coded<Number>, std::int32_t, float>;
+
+  int left;  // rows
+  const Sum* sums;
+  Output output;
+  // Of codes alone
+  const float* row_scales;
+  int spans;
+  float* totals;
+  __m512 scales[2], bias[2];
+
+  AmxFinish(const Rows<Number>& rows, const Weights<Number>& weights, const AmxBlock& block,
+            const Sum* from, float* over_spans, const Output& into)
+      : left(block.count), sums(from), output(into) {
+    if constexpr (is_coded<Number>) {
+      row_scales = rows.scales(block.first) + block.span;
+      spans = rows.spans();
+      totals = over_spans;
+      for (int i = 0; i < 2; i++) {
+        const int column = block.half * AmxBlock::COLUMNS + 16 * i;
+        scales[i] = _mm512_load_ps(weights.scales(block.panel) + column);
+        bias[i] = _mm512_load_ps(weights.bias(block.panel) + column);
       }
     }
+  }
+
+  [[gnu::always_inline]] void row() {
+    __m512 values[2];
+    if constexpr (!is_coded<Number>) {
+      for (int i = 0; i < 2; i++) values[i] = _mm512_load_ps(sums + 16 * i);
+    } else {
+      const __m512 scale = _mm512_set1_ps(*row_scales);
+      for (int i = 0; i < 2; i++) {
+        const __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(sums + 16 * i));
+        values[i] = FIRST ? _mm512_mul_ps(sum, scale)
+                          : _mm512_fmadd_ps(sum, scale, _mm512_load_ps(totals + 16 * i));
+        if constexpr (LAST)
+          values[i] = _mm512_fmadd_ps(values[i], scales[i], bias[i]);
+        else
+          _mm512_store_ps(totals + 16 * i, values[i]);
+      }
+      row_scales += spans;
+      totals += AmxBlock::COLUMNS;
+    }
+    sums += AmxBlock::COLUMNS;
+    if constexpr (LAST) output(values);
+  }
+};
+
+// The products of a block: rows `row_bytes` apart, times weights, in `steps`.
+template <typename Number>
+struct AmxFactors {
+  // Bytes of weights: 64 columns of one lane, and what a tile of values is multiplied with.
+  static constexpr std::size_t LANE_BYTES = 4 * PANEL, STEP_BYTES = AmxTiles::ROWS * LANE_BYTES;
+  static constexpr std::size_t SUMS_BYTES = 4 * AmxBlock::COLUMNS;
+  static constexpr int STEPS = GROUP * int(sizeof(typename Number::Value)) / AmxTiles::BYTES;
+
+  const char *left, *right;
+  std::size_t row_bytes;
+  int steps;
+  const void* initial;  // (COLUMNS,): what sums begin with
+
+  // sums (TILES · 16, COLUMNS). Meanwhile another block is finished.
+  template <int TILES, typename Finish>
+  [[gnu::noinline]] void multiply(void* sums, Ahead ahead, Finish finish) const {
+    using Tiles = AmxTiles;
+    const char *l = left, *r = right, *first = static_cast<const char*>(initial);
+    const std::size_t row = row_bytes;
+    Tiles::load<0>(first, 0), Tiles::load<1>(first + Tiles::BYTES, 0);
+    if constexpr (TILES == 2) Tiles::load<2>(first, 0), Tiles::load<3>(first + Tiles::BYTES, 0);
+    // Between any two products, or the CPU would not come upon the next ones in time.
+    const int products = 2 * TILES * steps, rows = finish.left;
+    int due = 0;
+    const auto meanwhile = [&]() __attribute__((always_inline)) {
+      for (due += rows; due >= products; due -= products) finish.row();
+    };
+    for (int step = steps; step > 0; step--, l += Tiles::BYTES, r += STEP_BYTES) {
+      Tiles::load<4>(l, row);
+      Tiles::load_passing<6>(r, LANE_BYTES);
+      Tiles::add_products<0, 4, 6>(Number());
+      meanwhile();
+      Tiles::load_passing<7>(r + Tiles::BYTES, LANE_BYTES);
+      Tiles::add_products<1, 4, 7>(Number());
+      meanwhile();
+      if constexpr (TILES == 2) {
+        Tiles::load<5>(l + Tiles::ROWS * row, row);
+        Tiles::add_products<2, 5, 6>(Number());
+        meanwhile();
+        Tiles::add_products<3, 5, 7>(Number());
+        meanwhile();
+      }
+      ahead.fetch();
+    }
+    char* to = static_cast<char*>(sums);
+    Tiles::store<0>(to, SUMS_BYTES), Tiles::store<1>(to + Tiles::BYTES, SUMS_BYTES);
+    to += Tiles::ROWS * SUMS_BYTES;
+    if constexpr (TILES == 2)
+      Tiles::store<2>(to, SUMS_BYTES), Tiles::store<3>(to + Tiles::BYTES, SUMS_BYTES);
+  }
+};
+
+// All rows times panels, a block after the other. Tiles are multiplied beside everything else that
+// the CPU does, so while a block is multiplied the one before is finished.
+template <typename Number, typename Store>
+class AmxProduct {
+ public:
+  AmxProduct(const Rows<Number>& rows, const Weights<Number>& weights, Store& store)
+      : rows_(rows), weights_(weights), store_(store) {}
+
+  void begin(const AmxBlock& block, Ahead ahead) {
+    Sum* sums = sums_[1 - begun_];
+    const AmxFactors<Number> factors = this->factors(block);
+    finishing([&](const auto& finish) {
+      if (block.count > AmxTiles::ROWS)
+        factors.template multiply<2>(sums, ahead, finish);
+      else
+        factors.template multiply<1>(sums, ahead, finish);
+    });
+    begun_ = 1 - begun_;
+    last_ = block;
+  }
+
+  // Finish the last block too.
+  void end() {
+    finishing([&](auto finish) {
+      for (; finish.left > 0; finish.left--) finish.row();
+    });
   }
 
  private:
-  using Tiles = AmxTiles;
-  // Bytes of weights: 64 columns of one lane, and what a tile of values is multiplied with.
-  static constexpr std::size_t LANE_BYTES = 4 * PANEL, STEP_BYTES = Tiles::ROWS * LANE_BYTES;
-  static constexpr int STEPS = GROUP * int(sizeof(typename Number::Value)) / Tiles::BYTES;
+  using Sum = std::conditional_t<is_coded<Number>, std::int32_t, float>;
 
-  void fetch() {
-    for (int line = 0; line < lines_; line++, ahead_ += CACHE_LINE) {
-      _mm_prefetch(ahead_, _MM_HINT_T1);
-    }
+  AmxFactors<Number> factors(const AmxBlock& block) const {
+    using Factors = AmxFactors<Number>;
+    const int first = is_coded<Number> ? rows_.first_group(block.span) : 0;
+    const int end = is_coded<Number> ? rows_.first_group(block.span + 1) : rows_.groups();
+    const int column = block.half * AmxBlock::COLUMNS;
+    const void* initial;
+    if constexpr (is_coded<Number>)
+      initial = weights_.corrections(block.panel) + block.span * PANEL + column;
+    else
+      initial = weights_.bias(block.panel) + column;
+    return {reinterpret_cast<const char*>(rows_.values(block.first) + first * GROUP),
+            reinterpret_cast<const char*>(weights_.panel(block.panel) + first * GROUP * PANEL +
+                                          column * Number::LANE),
+            std::size_t(rows_.groups()) * GROUP * sizeof(typename Number::Value),
+            (end - first) * Factors::STEPS,
+            initial};
   }
 
-  // Columns from tile `first` on.
-  void add_to_more(int begin, int end, int first, const char* initial, char* to,
-                   std::size_t step) {
-    const std::size_t column = first * std::size_t(Tiles::BYTES);
-    const char *low = initial + column, *high = low + Tiles::BYTES;
-    Tiles::load<0>(low, 0), Tiles::load<1>(high, 0);
-    Tiles::load<2>(low, 0), Tiles::load<3>(high, 0);
-    for (int at = begin; at < end; at++) {
-      const char* values = values_ + std::size_t(at) * Tiles::BYTES;
-      const char* weights = weights_ + std::size_t(at) * STEP_BYTES + column;
-      Tiles::load<4>(values, row_bytes_);
-      Tiles::load<6>(weights, LANE_BYTES);
-      Tiles::add_products<0, 4, 6>(Number());
-      Tiles::load<7>(weights + Tiles::BYTES, LANE_BYTES);
-      Tiles::add_products<1, 4, 7>(Number());
-      Tiles::load<5>(values + Tiles::ROWS * row_bytes_, row_bytes_);
-      Tiles::add_products<2, 5, 6>(Number());
-      Tiles::add_products<3, 5, 7>(Number());
-      fetch();
+  // Call `work` with what finishes the last block.
+  template <typename Work>
+  void finishing(const Work& work) {
+    auto output = store_.rows(last_.first, last_.panel, last_.half);
+    const auto with = [&]<bool FIRST, bool LAST>() {
+      work(AmxFinish<Number, FIRST, LAST, decltype(output)>(rows_, weights_, last_, sums_[begun_],
+                                                            totals_, output));
+    };
+    if constexpr (is_coded<Number>) {
+      const bool first = last_.span == 0, last = last_.span + 1 == rows_.spans();
+      if (!last) return first ? with.template operator()<true, false>()
+                              : with.template operator()<false, false>();
+      if (!first) return with.template operator()<false, true>();
     }
-    to += column;
-    Tiles::store<0>(to, step), Tiles::store<1>(to + Tiles::BYTES, step);
-    to += Tiles::ROWS * step;
-    Tiles::store<2>(to, step), Tiles::store<3>(to + Tiles::BYTES, step);
+    with.template operator()<true, true>();
   }
 
-  void add_to_sixteen(int begin, int end, const char* initial, char* to, std::size_t step) {
-    each<4>([&](auto i) __attribute__((always_inline)) {
-      Tiles::load<i>(initial + i * Tiles::BYTES, 0);
-    });
-    for (int at = begin; at < end; at++) {
-      const char* weights = weights_ + std::size_t(at) * STEP_BYTES;
-      Tiles::load<4>(values_ + std::size_t(at) * Tiles::BYTES, row_bytes_);
-      each<4>([&](auto i) __attribute__((always_inline)) {
-        Tiles::load<5 + i % 3>(weights + i * Tiles::BYTES, LANE_BYTES);
-        Tiles::add_products<i, 4, 5 + i % 3>(Number());
-      });
-      fetch(), fetch();
-    }
-    each<4>([&](auto i) __attribute__((always_inline)) {
-      Tiles::store<i>(to + i * Tiles::BYTES, step);
-    });
-  }
-
-  const char* values_;
-  std::size_t row_bytes_;
-  int count_;
-  const char* weights_;
-  const char* ahead_;
-  int lines_;
+  const Rows<Number>& rows_;
+  const Weights<Number>& weights_;
+  Store& store_;
+  int begun_ = 0;  // which sums are the last block's
+  AmxBlock last_{0, 0, 0, 0, 0};
+  alignas(CACHE_LINE) Sum sums_[2][AmxBlock::ROWS * AmxBlock::COLUMNS];
+  alignas(CACHE_LINE) float totals_[AmxBlock::ROWS * AmxBlock::COLUMNS];  // over spans so far
 };
 
-// `store` takes the results of some rows, from `first` on, and of panels `panel` to `end`.
-template <typename Number, typename Store>
-void amx_block(const Rows<Number>& rows, int first, int count, const Weights<Number>& weights,
-               int panel, int end, const char* ahead, int lines, Store& store) {
-  constexpr int MOST = Store::PANELS;
-  constexpr std::size_t STEP = 4 * MOST * PANEL;
-  alignas(64) float totals[AMX_ROWS][MOST * PANEL];
-  const __m512 nothing = _mm512_setzero_ps();
-  for (int p = panel; p < end; p++) {
-    AmxFactors<Number> add(rows, first, count, weights, p, ahead, lines);
-    float* own = totals[0] + (p - panel) * PANEL;
-    if constexpr (!is_coded<Number>) {
-      add(0, rows.groups(), weights.bias(p), own, STEP);
-    } else {
-      for (int span = 0; span < rows.spans(); span++) {
-        alignas(64) std::int32_t sums[AMX_ROWS][PANEL];
-        add(rows.first_group(span), rows.first_group(span + 1),
-            weights.corrections(p) + span * PANEL, sums, sizeof sums[0]);
-        for (int r = 0; r < count; r++) {
-          const __m512 scale = _mm512_set1_ps(rows.scales(first + r)[span]);
-          float* total = own + std::size_t(r) * MOST * PANEL;
-          each<4>([&](auto i) __attribute__((always_inline)) {
-            const __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(sums[r] + 16 * i));
-            const __m512 before = span == 0 ? nothing : _mm512_load_ps(total + 16 * i);
-            _mm512_store_ps(total + 16 * i, _mm512_fmadd_ps(sum, scale, before));
-          });
-        }
-      }
-    }
-    ahead = weights.ahead(p, 0);
-  }
-  for (int r = 0; r < count; r++) {
-    for (int p = panel; p < end; p++) {
-      __m512 values[4];
-      each<4>([&](auto i) __attribute__((always_inline)) {
-        values[i] = _mm512_load_ps(totals[r] + (p - panel) * PANEL + 16 * i);
-        if constexpr (is_coded<Number>) {
-          values[i] = _mm512_fmadd_ps(values[i], _mm512_load_ps(weights.scales(p) + 16 * i),
-                                      _mm512_load_ps(weights.bias(p) + 16 * i));
-        }
-      });
-      store(first + r, p, values);
-    }
-  }
-}
-
-// As `product` of product.h, of all rows.
+// As `product` of product.h, of all rows. Up to AMX_SPARE rows behind them are read, not written.
 template <typename Number, typename Store>
 void amx_product(const Rows<Number>& rows, const Weights<Number>& weights, const Cut& cut,
                  int begin, int end, Store&& store) {
+  const AmxTiles tiles;
+  AmxProduct<Number, std::remove_reference_t<Store>> product(rows, weights, store);
+  const int spans = is_coded<Number> ? rows.spans() : 1;
+  const int steps = rows.groups() * AmxFactors<Number>::STEPS / spans;
+  const std::size_t PANEL_BYTES = AmxFactors<Number>::STEP_BYTES * rows.groups() * AmxFactors<Number>::STEPS;
   for (int part = begin; part < end; part++) {
     const Share block(cut.tiles, part % cut.blocks, cut.blocks);
     const int first = block.begin * cut.tile, last = std::min(block.end * cut.tile, cut.rows);
     const int panel = part / cut.blocks * cut.together;
     const int end_panel = std::min(panel + cut.together, weights.panels());
-    for (int row = first; row < last; row += AMX_ROWS) {
-      const int count = std::min(AMX_ROWS, last - row);
-      const AmxTiles tiles(count);
-      amx_block(rows, row, count, weights, panel, end_panel, weights.ahead(panel, 0), 0, store);
+    // The panels that come next are fetched meanwhile, of each a line for every two of this one.
+    const int blocks = block.end - block.begin;
+    const int lines = (AmxBlock::ROWS + blocks - 1) / blocks;
+    for (int row = first; row < last; row += AmxBlock::ROWS) {
+      const int count = std::min(AmxBlock::ROWS, last - row);
+      for (int p = panel; p < end_panel; p++) {
+        const char* ahead = weights.ahead(p + cut.together, 0) + std::size_t((row - first) / AmxBlock::ROWS) * PANEL_BYTES / blocks;
+        for (int half : {0, 1}) {
+          for (int span = 0; span < spans; span++) {
+            product.begin({row, count, p, half, span}, {ahead, lines});
+            ahead += std::size_t(steps) * lines * CACHE_LINE;
+          }
+        }
+      }
     }
   }
+  product.end();
 }
 
 }  // namespace corom

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "amx_tiles.h"
 #include "buffer.h"
 #include "math.h"
 #include "operands.h"
@@ -27,9 +28,9 @@ struct AttentionSpace {
 
   template <typename Factor>
   void reserve(int tokens, int heads) {
-    const std::size_t lanes = std::size_t(heads) * HEAD * padded(tokens) / Factor::LANE;
-    keys.reserve(lanes);
-    if constexpr (Factor::LANE > 1) values.reserve(lanes);
+    keys.reserve(std::size_t(heads) * HEAD * padded(tokens) / Factor::LANE);
+    if constexpr (Factor::LANE > 1)
+      values.reserve(std::size_t(heads) * HEAD * padded_pairs(tokens) / Factor::LANE);
     scores.reserve(std::size_t(ROWS) * padded(tokens));
     mixed.reserve(std::size_t(ROWS) * heads * HEAD);
   }
@@ -108,6 +109,43 @@ void score_keys(Operand queries, int rows, Operand keys, float* scores) {
   }
 }
 
+// out (rows, 16 · COLUMNS) = left (rows, 32 · inner) · right (16 · inner, 16 · COLUMNS), in bf16 by
+// tiles: rows behind the last of a tile are read and written too.
+template <int COLUMNS>
+void dense_in_tiles(Operand left, int rows, Operand right, int inner, float* out, int out_step) {
+  using Tiles = AmxTiles;
+  const std::size_t left_step = left.step * sizeof(float), right_step = right.step * sizeof(float);
+  for (int row = 0; row < rows; row += Tiles::ROWS, out += std::size_t(Tiles::ROWS) * out_step) {
+    each<COLUMNS>([&](auto i) __attribute__((always_inline)) { Tiles::clear<i>(); });
+    for (int k = 0; k < inner; k++) {
+      Tiles::load<4>(left.row(row).from(16 * k).lanes, left_step);
+      each<COLUMNS>([&](auto i) __attribute__((always_inline)) {
+        Tiles::load<5 + i % 3>(right.row(16 * k).from(16 * i).lanes, right_step);
+        Tiles::add_products<i, 4, 5 + i % 3>(Bf16());
+      });
+    }
+    each<COLUMNS>([&](auto i) __attribute__((always_inline)) {
+      Tiles::store<i>(out + 16 * i, out_step * sizeof(float));
+    });
+  }
+}
+
+// The same in tiles as score_keys.
+inline void score_keys_in_tiles(Operand queries, int rows, Operand keys, float* scores) {
+  const int width = keys.step;
+  constexpr int INNER = HEAD / 32;
+  int t = 0;
+  for (; t + 64 <= width; t += 64) {
+    dense_in_tiles<4>(queries, rows, keys.from(t), INNER, scores + t, width);
+  }
+  for (; t + 32 <= width; t += 32) {
+    dense_in_tiles<2>(queries, rows, keys.from(t), INNER, scores + t, width);
+  }
+  for (; t < width; t += 16) {
+    dense_in_tiles<1>(queries, rows, keys.from(t), INNER, scores + t, width);
+  }
+}
+
 // Rows `first_row` … of `into` get `count` rows of `mixed`, as their span `span`.
 template <typename Number>
 void write_mixed(const float* mixed, int step, int count, Rows<Number>& into, int first_row,
@@ -122,7 +160,7 @@ void write_mixed(const float* mixed, int step, int count, Rows<Number>& into, in
 // `into`, and write what is gathered as its rows from `first_row` on. Queries, keys and values,
 // a row a token, begin with the first of these heads. The queries carry the scores' scale.
 // `Factor`: what they are, and what is multiplied in both products.
-template <typename Factor, typename Number>
+template <typename Factor, bool IN_TILES, typename Number>
 void attend(Operand queries, Operand keys, Operand values, int tokens, AttentionSpace& space,
             Rows<Number>& into, int first_row, int span) {
   constexpr int LANE = Factor::LANE;
@@ -131,18 +169,29 @@ void attend(Operand queries, Operand keys, Operand values, int tokens, Attention
   Operand keys_of[MOST_HEADS], values_of[MOST_HEADS];
   for (int head = 0; head < heads; head++) {
     const std::size_t at = std::size_t(head) * lanes;
+    const std::size_t at_values = std::size_t(head) * HEAD * padded_pairs(tokens) / LANE;
     const int lane = head * HEAD / LANE;
     keys_of[head] = turned<Factor>(keys.from(lane), tokens, space.keys.at(at));
-    values_of[head] = summed(values.from(lane), tokens, space.values, at, Factor());
+    values_of[head] = summed(values.from(lane), tokens, space.values, at_values, Factor());
   }
   float* scores = space.scores.at(0);
   for (int first = 0; first < tokens; first += AttentionSpace::ROWS) {
     const int count = std::min(tokens - first, AttentionSpace::ROWS);
     for (int head = 0; head < heads; head++) {
-      score_keys<Factor>(queries.row(first).from(head * HEAD / LANE), count, keys_of[head], scores);
+      const Operand own = queries.row(first).from(head * HEAD / LANE);
+      if constexpr (IN_TILES)
+        score_keys_in_tiles(own, count, keys_of[head], scores);
+      else
+        score_keys<Factor>(own, count, keys_of[head], scores);
       for (int r = 0; r < count; r++) softmax(scores + std::size_t(r) * width, tokens);
-      dense<Factor, 4>(weights_of(scores, width, count, Factor()), count, values_of[head],
-                       (tokens + LANE - 1) / LANE, space.mixed.at(head * HEAD), heads * HEAD);
+      const Operand weights = weights_of(scores, width, count, Factor());
+      float* mixed = space.mixed.at(head * HEAD);
+      if constexpr (IN_TILES)
+        dense_in_tiles<4>(weights, count, values_of[head], padded_pairs(tokens) / 32, mixed,
+                          heads * HEAD);
+      else
+        dense<Factor, 4>(weights, count, values_of[head], (tokens + LANE - 1) / LANE, mixed,
+                         heads * HEAD);
     }
     write_mixed(space.mixed.at(0), heads * HEAD, count, into, first_row + first, span);
   }

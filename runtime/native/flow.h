@@ -24,6 +24,7 @@ struct Flow {
 
   void reserve(const Model<Number>& model, std::size_t rows) {
     hidden.reserve(rows * model.width);
+    rows += model.uses_amx ? AmxTiles::ROWS - 1 : 0;
     tokens.reserve(rows, model.width, TOKEN_SPAN);
     gathered.reserve(rows, model.width, GATHERED_SPAN<Number>);
     inner.reserve(rows, model.inner_width, INNER_SPAN<Number>);
@@ -45,8 +46,11 @@ class Part {
 
   // inner = activation(tokens · weights + bias)
   void widen(const Layer<Number>& layer) const {
-    Activated<Number> store(model_.activation, flow_.inner);
-    multiply_all(flow_.tokens, layer.inner, store, store.PANELS);
+    constexpr int PANELS = INNER_SPAN<Number> / PANEL;
+    if (model_.uses_amx)
+      multiply_all(flow_.tokens, layer.inner, activated<AmxBlock::ROWS>(), PANELS);
+    else
+      multiply_all(flow_.tokens, layer.inner, activated<TILE>(), PANELS);
   }
 
   // hidden += inner · weights + bias
@@ -57,7 +61,7 @@ class Part {
 
  protected:
   Cut cut(int panels, int together) const {
-    return Cut(flow_.count, panels, together, members_, model_.uses_amx ? AMX_ROWS : TILE);
+    return Cut(flow_.count, panels, together, members_, model_.uses_amx ? AmxBlock::ROWS : TILE);
   }
 
   // Parts `begin` to `end` of a product.
@@ -78,6 +82,10 @@ class Part {
   const int member_, members_;
 
  private:
+  template <int ROWS>
+  Activated<Number, ROWS> activated() const {
+    return {model_.activation, flow_.inner};
+  }
   Added added() const { return {flow_.hidden.at(0), model_.width}; }
 
   // This member's part of the product of all rows and weights, `together` panels of these at once.

@@ -17,6 +17,9 @@ constexpr int HEAD = 64;  // values of a head, as many as a group
 
 inline int padded(int tokens) { return (tokens + 15) / 16 * 16; }
 
+// Tokens whose pairs fill whole tiles.
+inline int padded_pairs(int tokens) { return (tokens + 31) / 32 * 32; }
+
 // Rows of lanes of 32 bits, `step` apart; a lane is a value, or two in bf16.
 struct Operand {
   const float* lanes;
@@ -60,8 +63,12 @@ inline Operand summed(Operand values, int tokens, Buffer<float>& out, std::size_
       {16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55,
        24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63}};
   const __m512i low = _mm512_load_si512(PAIRS[0]), high = _mm512_load_si512(PAIRS[1]);
-  for (int t = 0; t < tokens; t += 2) {
+  for (int t = 0; t < padded_pairs(tokens); t += 2) {
     float* to = out.at(first + std::size_t(t / 2) * HEAD);
+    if (t >= tokens) {
+      for (int lane = 0; lane < HEAD; lane += 16) _mm512_storeu_ps(to + lane, _mm512_setzero_ps());
+      continue;
+    }
     for (int lane = 0; lane < HEAD / 2; lane += 16, to += 32) {
       const __m512i own = _mm512_loadu_si512(values.row(t).lanes + lane);
       const __m512i next = t + 1 < tokens ? _mm512_loadu_si512(values.row(t + 1).lanes + lane)

@@ -56,7 +56,7 @@ class Runner : public AnyRunner {
  private:
   // Tokens for each thread from which on threads take whole texts, and do not wait for each other
   // between two steps; and of what they take at once, if there is enough.
-  static constexpr int APART = 64, PART = 128;
+  static constexpr int APART = 64, PART = 256;
 
   // Whole texts in parts, some for each thread; none if there is too little for that.
   std::vector<Texts> in_parts(const Texts& texts) const {

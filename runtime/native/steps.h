@@ -54,7 +54,8 @@ struct Space {
     }
     flow.reserve(model, rows);
     starts.reserve(texts + 1);
-    const std::size_t lanes = rows * model.width / (model.attends_in_bf16 ? Bf16::LANE : 1);
+    const std::size_t spare = model.uses_amx ? AmxTiles::ROWS - 1 : 0;  // read with the last ones
+    const std::size_t lanes = (rows + spare) * model.width / (model.attends_in_bf16 ? Bf16::LANE : 1);
     for (Buffer<float>* buffer : {&queries, &keys, &values}) buffer->reserve(lanes);
     if (!model.mean_pooled) {
       first_queries.reserve(texts * model.width);
@@ -140,6 +141,13 @@ class TokensPart : public Part<Number> {
   }
 
   void attend() const {
+    if (!model_.uses_amx) return attend_to_all<false>();
+    const AmxTiles tiles;
+    attend_to_all<true>();
+  }
+
+  template <bool IN_TILES>
+  void attend_to_all() const {
     const int spans = flow_.gathered.spans();
     const Share mine = share(texts_.count * spans);
     for (int unit = mine.begin; unit < mine.end; unit++) {
@@ -150,8 +158,9 @@ class TokensPart : public Part<Number> {
         const auto begun = [&](const Buffer<float>& rows) {
           return Operand{rows.at(0), step(as)}.row(start).from(head * HEAD / Factor::LANE);
         };
-        corom::attend<Factor>(begun(space_.queries), begun(space_.keys), begun(space_.values),
-                              tokens, space_.attention[member_], flow_.gathered, start, span);
+        corom::attend<Factor, IN_TILES && std::is_same_v<Factor, Bf16>>(
+            begun(space_.queries), begun(space_.keys), begun(space_.values), tokens,
+            space_.attention[member_], flow_.gathered, start, span);
       });
     }
   }

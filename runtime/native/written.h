@@ -14,7 +14,6 @@ namespace corom {
 // Into rows of values as they will be multiplied, `step` lanes of 32 bits apart.
 template <typename Factor>
 struct Written {
-  static constexpr int PANELS = 1;
   static constexpr bool SHORT = true;  // so few instructions are repeated for every row of a tile
 
   float* out;
@@ -30,6 +29,24 @@ struct Written {
     write(values[2], values[3], at(row, panel) + LANES / 2, Factor());
   }
 
+  // Half a panel of a row, then of the next one, and so on.
+  struct Half {
+    float* to;
+    int step;
+
+    [[gnu::always_inline]] void operator()(const __m512 values[2]) {
+      write(values[0], values[1], to, Factor());
+      to += step;
+    }
+    [[gnu::always_inline]] void expect() {
+      for (int lane = 0; lane < LANES / 2; lane += 16) __builtin_prefetch(to + lane, 1);
+      to += step;
+    }
+  };
+  Half rows(int first, int panel, int half) const {
+    return {at(first, panel) + half * (LANES / 2), step};
+  }
+
  private:
   static constexpr int LANES = PANEL / Factor::LANE;
 
@@ -38,7 +55,6 @@ struct Written {
 
 // Added to rows of `width` fp32 values.
 struct Added {
-  static constexpr int PANELS = 1;
   static constexpr bool SHORT = true;
 
   float* out;
@@ -53,6 +69,25 @@ struct Added {
     for (int i = 0; i < 4; i++) {
       _mm512_store_ps(to + 16 * i, _mm512_add_ps(_mm512_load_ps(to + 16 * i), values[i]));
     }
+  }
+
+  struct Half {
+    float* to;
+    int step;
+
+    [[gnu::always_inline]] void operator()(const __m512 values[2]) {
+      for (int i = 0; i < 2; i++) {
+        _mm512_store_ps(to + 16 * i, _mm512_add_ps(_mm512_load_ps(to + 16 * i), values[i]));
+      }
+      to += step;
+    }
+    [[gnu::always_inline]] void expect() {
+      for (int i = 0; i < 2; i++) __builtin_prefetch(to + 16 * i, 1);
+      to += step;
+    }
+  };
+  Half rows(int first, int panel, int half) const {
+    return {at(first, panel) + half * (PANEL / 2), width};
   }
 
  private:
