@@ -26,16 +26,16 @@ class AmxTiles {
   static constexpr int ROWS = 16, BYTES = 64;
 
   AmxTiles() {
-    struct {
-      std::uint8_t palette = 1, start = 0, none[14] = {};
-      std::uint16_t bytes[16] = {BYTES, BYTES, BYTES, BYTES, BYTES, BYTES, BYTES, BYTES};
-      std::uint8_t rows[16] = {ROWS, ROWS, ROWS, ROWS, ROWS, ROWS, ROWS, ROWS};
-    } shapes;
-    asm volatile("ldtilecfg %0" ::"m"(shapes));
+    Shapes own;
+    own.palette = 1;
+    for (int tile = 0; tile < 8; tile++) own.bytes[tile] = BYTES, own.rows[tile] = ROWS;
+    asm volatile("sttilecfg %0" : "=m"(before_));
+    asm volatile("ldtilecfg %0" ::"m"(own));
   }
   AmxTiles(const AmxTiles&) = delete;
   AmxTiles& operator=(const AmxTiles&) = delete;
-  ~AmxTiles() { asm volatile("tilerelease"); }
+  // As they were: oneDNN, in the same thread, sets its own once and relies on them.
+  ~AmxTiles() { asm volatile("ldtilecfg %0" ::"m"(before_)); }
 
   template <int TILE>
   [[gnu::always_inline]] static void clear() {
@@ -63,6 +63,15 @@ class AmxTiles {
   [[gnu::always_inline]] static void add_products(Bf16) {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(SUMS), "i"(VALUES), "i"(WEIGHTS));
   }
+
+ private:
+  struct alignas(64) Shapes {  // as the instructions have them
+    std::uint8_t palette = 0, start = 0, none[14] = {};
+    std::uint16_t bytes[16] = {};  // of a row
+    std::uint8_t rows[16] = {};
+  };
+
+  Shapes before_;
 };
 
 }  // namespace corom
