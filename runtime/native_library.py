@@ -160,7 +160,7 @@ class NativeEncoder:
             mean_pooled=pooling == "mean",
             # Faster, and hardly farther off: the products around it are rounded as much or more.
             attends_in_bf16=precision != "fp32" and "avx512_bf16" in cpu_flags(),
-            uses_amx=AMX <= cpu_flags() and self._library.corom_ask_for_amx(),
+            uses_amx=cpu_flags() >= AMX and self._library.corom_ask_for_amx(),
             epsilon=weights.epsilon,
             activation=_Activation(*(_address(weights.activation[d]) for d in (COARSE, FINE))),
             words=_address(words),

@@ -38,6 +38,7 @@ from corom.runtime.errors import (
 )
 from corom.runtime.manifest import Pooling, Precision, save_manifest
 from corom.runtime.native_library import (
+    AMX,
     EVERYWHERE,
     NEEDED,
     NativeEncoder,
@@ -130,10 +131,20 @@ def has_bf16() -> bool:
     return "avx512_bf16" in native_library.cpu_flags()
 
 
-def take_bf16_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have this CPU say that it does not multiply bf16."""
-    flags = cpu_flags() - {"avx512_bf16"}
+def take_away(monkeypatch: pytest.MonkeyPatch, *taken: str) -> None:
+    """Have this CPU say that it does not have some of its flags."""
+    flags = cpu_flags() - set(taken)
     monkeypatch.setattr(native_library, "cpu_flags", lambda: flags)
+
+
+def take_bf16_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have this CPU say that it does not multiply bf16, so that attention is in fp32."""
+    take_away(monkeypatch, "avx512_bf16")
+
+
+needs_amx = pytest.mark.skipif(
+    "bf16" not in HERE or not cpu_flags() >= AMX, reason="run it on a CPU with AMX"
+)
 
 
 def written_out(
@@ -320,6 +331,56 @@ def test_int8_attends_in_fp32_on_cpus_without_bf16(
     assert max(found) < WORST["int8-per-token"]
 
 
+@needs_amx
+@pytest.mark.parametrize("rung", ["bf16", "int8-per-token"])
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("shape", [(64, 64), (128, 320), (448, 128)])
+def test_vectors_are_those_of_the_arithmetic_on_cpus_without_amx(
+    rung: Precision, shape: tuple[int, int], pooling: Pooling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_away(monkeypatch, *AMX)
+    found = distances(random_weights(1, *shape, pooling), rung, pooling)
+    assert np.median(found) < usual(rung)
+    assert max(found) < WORST[rung]
+
+
+@needs_amx
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("shape", [(64, 64), (128, 320), (448, 1024), (1024, 128)])
+def test_codes_have_the_same_sums_with_amx_and_without(
+    shape: tuple[int, int], pooling: Pooling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = random_weights(1, *shape, pooling, layers=3)
+    lengths = np.array([1, 2, 15, 16, 17, 31, 32, 33, 100, 160, 3, 64])
+    ids = np.random.default_rng(2).integers(0, 300, (len(lengths), 160))
+
+    def vectors() -> np.ndarray:
+        runner = NativeRunner(NativeEncoder(weights, "int8-per-token", pooling), threads=1)
+        return runner.run(ids, lengths)
+
+    take_away(monkeypatch, "avx512_bf16")
+    with_amx = vectors()
+    take_away(monkeypatch, "avx512_bf16", *AMX)
+    np.testing.assert_array_equal(vectors(), with_amx)
+
+
+@needs_amx
+def test_amx_is_done_without_where_the_system_does_not_allow_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weights, ids = random_weights(1, 64, 64), np.arange(50)[None]
+
+    def vector() -> np.ndarray:
+        return NativeRunner(NativeEncoder(weights, "bf16", "cls"), 1).run(ids, np.array([50]))[0]
+
+    allowed = vector()
+    monkeypatch.setattr(native_library._library(), "corom_ask_for_amx", lambda: 0)
+    refused = vector()
+    assert not np.array_equal(refused, allowed)
+    take_away(monkeypatch, *AMX)
+    np.testing.assert_array_equal(vector(), refused)
+
+
 @pytest.mark.skipif("bf16" not in HERE, reason="run it on a CPU with avx512_bf16")
 @pytest.mark.parametrize("precision", ["fp32", "int8-per-token"])
 def test_attention_is_in_bf16_with_codes_alone(
@@ -441,6 +502,21 @@ def test_a_vector_is_the_same_alone_in_any_batch_and_by_any_threads(
     for row, length in enumerate(lengths):
         (alone,) = one.run(ids[row : row + 1, :length], np.array([length]))
         np.testing.assert_array_equal(together[row], alone)
+
+
+@needs_native
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_vector_is_the_same_among_hundreds(encoders: list[NativeEncoder], threads: int) -> None:
+    """In parts for each thread, whose first tokens it has the last layer for together."""
+    rng = np.random.default_rng(threads)
+    lengths = rng.integers(1, 40, 300)
+    ids = rng.integers(0, 300, (300, 40))
+    for encoder in encoders:
+        together = NativeRunner(encoder, threads).run(ids, lengths)
+        one = NativeRunner(encoder, threads=1)
+        for row, length in enumerate(lengths):
+            (alone,) = one.run(ids[row : row + 1, :length], lengths[row : row + 1])
+            np.testing.assert_array_equal(together[row], alone)
 
 
 @needs_native

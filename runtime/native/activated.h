@@ -52,7 +52,6 @@ class Activated {
       }
       row++;
     }
-    void expect() {}
   };
   Half rows(int first, int panel, int half) {
     const bool last = (panel + 1) % PANELS == 0 || panel + 1 == inner_.groups();

@@ -19,16 +19,6 @@
 
 namespace corom {
 
-// Where a product fetches weights that come next: `lines` of them at each of its steps.
-struct Ahead {
-  const char* next;
-  int lines;
-
-  [[gnu::always_inline]] void fetch() {
-    for (int line = 0; line < lines; line++, next += CACHE_LINE) _mm_prefetch(next, _MM_HINT_T1);
-  }
-};
-
 // Sums of some rows, from `first` on, and half a panel: of one span of the rows.
 struct AmxBlock {
   static constexpr int ROWS = 2 * AmxTiles::ROWS, COLUMNS = PANEL / 2;
@@ -100,13 +90,16 @@ struct AmxFactors {
   std::size_t row_bytes;
   int steps;
   const void* initial;  // (COLUMNS,): what sums begin with
+  const char* ahead;    // what is fetched meanwhile: `lines` at each step
+  int lines;
 
   // sums (TILES · 16, COLUMNS). Meanwhile another block is finished.
   template <int TILES, typename Finish>
-  [[gnu::noinline]] void multiply(void* sums, Ahead ahead, Finish finish) const {
+  [[gnu::noinline]] void multiply(void* sums, Finish finish) const {
     using Tiles = AmxTiles;
     const char *l = left, *r = right, *first = static_cast<const char*>(initial);
-    const std::size_t row = row_bytes;
+    const char* next = ahead;
+    const std::size_t row = row_bytes, fetched = std::size_t(lines) * CACHE_LINE;
     Tiles::load<0>(first, 0), Tiles::load<1>(first + Tiles::BYTES, 0);
     if constexpr (TILES == 2) Tiles::load<2>(first, 0), Tiles::load<3>(first + Tiles::BYTES, 0);
     // Between any two products, or the CPU would not come upon the next ones in time.
@@ -130,7 +123,9 @@ struct AmxFactors {
         Tiles::add_products<3, 5, 7>(Number());
         meanwhile();
       }
-      ahead.fetch();
+      for (const char* end = next + fetched; next < end; next += CACHE_LINE) {
+        _mm_prefetch(next, _MM_HINT_T1);
+      }
     }
     char* to = static_cast<char*>(sums);
     Tiles::store<0>(to, SUMS_BYTES), Tiles::store<1>(to + Tiles::BYTES, SUMS_BYTES);
@@ -148,14 +143,15 @@ class AmxProduct {
   AmxProduct(const Rows<Number>& rows, const Weights<Number>& weights, Store& store)
       : rows_(rows), weights_(weights), store_(store) {}
 
-  void begin(const AmxBlock& block, Ahead ahead) {
+  // Meanwhile fetch from `ahead` on what a later product takes, `lines` at each step.
+  void begin(const AmxBlock& block, const char* ahead, int lines) {
     Sum* sums = sums_[1 - begun_];
-    const AmxFactors<Number> factors = this->factors(block);
+    const AmxFactors<Number> factors = this->factors(block, ahead, lines);
     finishing([&](const auto& finish) {
       if (block.count > AmxTiles::ROWS)
-        factors.template multiply<2>(sums, ahead, finish);
+        factors.template multiply<2>(sums, finish);
       else
-        factors.template multiply<1>(sums, ahead, finish);
+        factors.template multiply<1>(sums, finish);
     });
     begun_ = 1 - begun_;
     last_ = block;
@@ -171,7 +167,7 @@ class AmxProduct {
  private:
   using Sum = std::conditional_t<is_coded<Number>, std::int32_t, float>;
 
-  AmxFactors<Number> factors(const AmxBlock& block) const {
+  AmxFactors<Number> factors(const AmxBlock& block, const char* ahead, int lines) const {
     using Factors = AmxFactors<Number>;
     const int first = is_coded<Number> ? rows_.first_group(block.span) : 0;
     const int end = is_coded<Number> ? rows_.first_group(block.span + 1) : rows_.groups();
@@ -186,7 +182,9 @@ class AmxProduct {
                                           column * Number::LANE),
             std::size_t(rows_.groups()) * GROUP * sizeof(typename Number::Value),
             (end - first) * Factors::STEPS,
-            initial};
+            initial,
+            ahead + std::size_t(first) * Factors::STEPS * lines * CACHE_LINE,
+            lines};
   }
 
   // Call `work` with what finishes the last block.
@@ -199,8 +197,9 @@ class AmxProduct {
     };
     if constexpr (is_coded<Number>) {
       const bool first = last_.span == 0, last = last_.span + 1 == rows_.spans();
-      if (!last) return first ? with.template operator()<true, false>()
-                              : with.template operator()<false, false>();
+      if (!last)
+        return first ? with.template operator()<true, false>()
+                     : with.template operator()<false, false>();
       if (!first) return with.template operator()<false, true>();
     }
     with.template operator()<true, true>();
@@ -215,31 +214,29 @@ class AmxProduct {
   alignas(CACHE_LINE) float totals_[AmxBlock::ROWS * AmxBlock::COLUMNS];  // over spans so far
 };
 
-// As `product` of product.h, of all rows. Up to AMX_SPARE rows behind them are read, not written.
+// As `product` of product.h, of all rows: those behind the last of a tile are read, not written.
 template <typename Number, typename Store>
 void amx_product(const Rows<Number>& rows, const Weights<Number>& weights, const Cut& cut,
                  int begin, int end, Store&& store) {
   const AmxTiles tiles;
   AmxProduct<Number, std::remove_reference_t<Store>> product(rows, weights, store);
   const int spans = is_coded<Number> ? rows.spans() : 1;
-  const int steps = rows.groups() * AmxFactors<Number>::STEPS / spans;
-  const std::size_t PANEL_BYTES = AmxFactors<Number>::STEP_BYTES * rows.groups() * AmxFactors<Number>::STEPS;
   for (int part = begin; part < end; part++) {
     const Share block(cut.tiles, part % cut.blocks, cut.blocks);
     const int first = block.begin * cut.tile, last = std::min(block.end * cut.tile, cut.rows);
     const int panel = part / cut.blocks * cut.together;
     const int end_panel = std::min(panel + cut.together, weights.panels());
-    // The panels that come next are fetched meanwhile, of each a line for every two of this one.
-    const int blocks = block.end - block.begin;
-    const int lines = (AmxBlock::ROWS + blocks - 1) / blocks;
-    for (int row = first; row < last; row += AmxBlock::ROWS) {
+    // Each half fetches a part of the panels that come next, so many lines at each of its steps:
+    // a panel has twice as many as it has rows in a block.
+    const int halves = 2 * (block.end - block.begin);
+    const int lines = (2 * AmxBlock::ROWS + halves - 1) / halves;
+    for (int row = first, number = 0; row < last; row += AmxBlock::ROWS, number += 2) {
       const int count = std::min(AmxBlock::ROWS, last - row);
       for (int p = panel; p < end_panel; p++) {
-        const char* ahead = weights.ahead(p + cut.together, 0) + std::size_t((row - first) / AmxBlock::ROWS) * PANEL_BYTES / blocks;
         for (int half : {0, 1}) {
+          const char* ahead = weights.ahead(p + cut.together, number + half, halves);
           for (int span = 0; span < spans; span++) {
-            product.begin({row, count, p, half, span}, {ahead, lines});
-            ahead += std::size_t(steps) * lines * CACHE_LINE;
+            product.begin({row, count, p, half, span}, ahead, lines);
           }
         }
       }

@@ -20,7 +20,7 @@ namespace corom {
 // B first tokens, heads n.
 template <typename Number>
 struct FirstTokens {
-  static constexpr int ENOUGH = 4 * TILE;  // from which on more at once gain nothing
+  static constexpr int ENOUGH = 64;  // from which on more at once gain nothing
 
   Flow<Number> flow;
   Rows<Fp32> mixed;             // (B · n, H), tokens mixed by the scores of each head

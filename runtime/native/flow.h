@@ -39,7 +39,9 @@ class Part {
       : model_(model), flow_(flow), member_(member), members_(members) {}
 
   // hidden += what attention gathered · weights + bias
-  void output(const Layer<Number>& layer) const { multiply_all(flow_.gathered, layer.output, added()); }
+  void output(const Layer<Number>& layer) const {
+    multiply_all(flow_.gathered, layer.output, added());
+  }
 
   // hidden and tokens = its norm
   void norm_attention(const Layer<Number>& layer) const { normalize(layer.attention_norm); }
@@ -66,8 +68,8 @@ class Part {
 
   // Parts `begin` to `end` of a product.
   template <typename Store>
-  void multiply(const Rows<Number>& from, const Weights<Number>& weights, const Cut& cut,
-                int begin, int end, Store&& store) const {
+  void multiply(const Rows<Number>& from, const Weights<Number>& weights, const Cut& cut, int begin,
+                int end, Store&& store) const {
     if constexpr (!std::is_same_v<Number, Fp32>) {
       if (model_.uses_amx) return amx_product(from, weights, cut, begin, end, store);
     }

@@ -162,7 +162,7 @@ void product(const Rows<Number>& rows, const int* order, const Weights<Number>& 
       // Each tile fetches a part of the panels that come next, or their first tile would wait.
       const int sixteenth = std::min(row / TILE, 15);
       for (int p = panel; p < end_panel; p++) {
-        const char* ahead = weights.ahead(p + cut.together, sixteenth);
+        const char* ahead = weights.ahead(p + cut.together, sixteenth, 16);
         if constexpr (is_coded<Number>) {
           if (rows.spans() == 1) {
             product_tile<Number, ROWS, true>(rows, first + row, order, weights, p, ahead, store);

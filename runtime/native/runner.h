@@ -56,7 +56,7 @@ class Runner : public AnyRunner {
  private:
   // Tokens for each thread from which on threads take whole texts, and do not wait for each other
   // between two steps; and of what they take at once, if there is enough.
-  static constexpr int APART = 64, PART = 256;
+  static constexpr int APART = 64, PART = 128, PART_BY_AMX = 256;
 
   // Whole texts in parts, some for each thread; none if there is too little for that.
   std::vector<Texts> in_parts(const Texts& texts) const {
@@ -64,7 +64,7 @@ class Runner : public AnyRunner {
     std::int64_t tokens = 0;
     for (int text = 0; text < texts.count; text++) tokens += texts.lengths[text];
     if (tokens < APART * members) return {};
-    const std::int64_t share = PART * members;
+    const std::int64_t share = (model_.uses_amx ? PART_BY_AMX : PART) * members;
     const std::int64_t each = std::max<std::int64_t>(1, (tokens + share / 2) / share);
     std::vector<Texts> parts = cut(texts, tokens, each * members);
     return parts.empty() && each > 1 ? cut(texts, tokens, members) : parts;

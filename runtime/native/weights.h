@@ -54,10 +54,10 @@ class Weights {
   const typename Number::Weight* panel(int index) const {
     return packed_ + std::size_t(index) * PANEL * inputs_;
   }
-  // Where a sixteenth of it is in memory, to be fetched only: there may be no such panel.
-  const char* ahead(int index, int sixteenth) const {
-    return reinterpret_cast<const char*>(packed_) +
-           (std::size_t(index) * 16 + sixteenth) * (PANEL * inputs_ * sizeof *packed_ / 16);
+  // Where one of `parts` of it is in memory, to be fetched only: there may be no such panel.
+  const char* ahead(int index, int part, int parts) const {
+    const std::size_t bytes = PANEL * inputs_ * sizeof *packed_;
+    return reinterpret_cast<const char*>(packed_) + index * bytes + bytes * part / parts;
   }
   const float* bias(int panel) const { return bias_ + std::size_t(panel) * PANEL; }
   const float* scales(int panel) const { return scales_ + std::size_t(panel) * PANEL; }

@@ -38,10 +38,6 @@ struct Written {
       write(values[0], values[1], to, Factor());
       to += step;
     }
-    [[gnu::always_inline]] void expect() {
-      for (int lane = 0; lane < LANES / 2; lane += 16) __builtin_prefetch(to + lane, 1);
-      to += step;
-    }
   };
   Half rows(int first, int panel, int half) const {
     return {at(first, panel) + half * (LANES / 2), step};
@@ -79,10 +75,6 @@ struct Added {
       for (int i = 0; i < 2; i++) {
         _mm512_store_ps(to + 16 * i, _mm512_add_ps(_mm512_load_ps(to + 16 * i), values[i]));
       }
-      to += step;
-    }
-    [[gnu::always_inline]] void expect() {
-      for (int i = 0; i < 2; i++) __builtin_prefetch(to + 16 * i, 1);
       to += step;
     }
   };
