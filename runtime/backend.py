@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .batching import Batch
-from .cpus import cpu_flags, int8_saturates
+from .cpus import int8_saturates
 from .engine_cache import EngineCache
 from .errors import InputError, UnavailableError
 from .manifest import Manifest, Precision, Variant, checked_file
@@ -69,15 +69,12 @@ def pairs(precision: str = "auto") -> list[tuple[str, str]]:
     """Return every backend with every device it runs on, in the order "auto" tries them.
 
     The GPU goes before the CPU. int8 is OpenVINO's first, but for processors without VNNI, where
-    ONNX Runtime is twice as fast. bf16 is OpenVINO's on processors with AMX, which native leaves
-    unused.
+    ONNX Runtime is twice as fast.
     """
     found = [(name, device) for name, devices in BACKENDS.items() for device in devices]
     found.sort(key=lambda pair: pair[1] == "cpu")
     if precision == "int8" and not int8_saturates():
         found.sort(key=lambda pair: pair == ("onnxruntime", "cpu"))
-    if precision == "bf16" and "amx_bf16" in cpu_flags():
-        found.sort(key=lambda pair: pair == ("native", "cpu"))
     return found
 
 

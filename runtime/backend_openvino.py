@@ -160,7 +160,10 @@ def _options(precision: Precision, threads: int, workers: int) -> dict[str, obje
 
 def _compiled(core: Any, graph: Path, graph_sha256: str, options: dict[str, object]) -> Any:  # noqa: ANN401
     """Return the graph compiled; what an earlier process compiled here is taken from the cache."""
-    folder = cache_root() / "openvino" / graph_sha256[:16]
+    # By precision, which OpenVINO 2026.4 leaves out of its key: what was compiled for fp32 gives
+    # NaN in bf16 on CPUs with AMX, or reads beyond its memory.
+    name = f"{graph_sha256[:16]}-{options['INFERENCE_PRECISION_HINT']}"
+    folder = cache_root() / "openvino" / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # OpenVINO writes into its cache in place: a second process must not read meanwhile.

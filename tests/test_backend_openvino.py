@@ -83,11 +83,26 @@ def test_the_second_opening_reads_what_the_first_compiled(
     monkeypatch.setenv("COROM_CACHE", str(tmp_path))
     first = opened(tiny_bundle)
     (blob,) = tmp_path.rglob("*.blob")
-    assert blob.parent.name == sha256_of(tiny_bundle / "onnx" / "model.onnx")[:16]
+    assert blob.parent.name == sha256_of(tiny_bundle / "onnx" / "model.onnx")[:16] + "-f32"
     second = opened(tiny_bundle)
     assert [b._model.get_property("LOADED_FROM_CACHE") for b in (first, second)] == [False, True]
     batch = Batch(np.full((2, 9), 5), np.array([9, 4]))
     np.testing.assert_array_equal(first.run(batch), second.run(batch))
+
+
+@pytest.mark.skipif(
+    "BF16" not in open_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"),
+    reason="run it on a CPU with bf16",
+)
+def test_no_precision_takes_what_another_compiled(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenVINO would: with NaN, or a crash, on CPUs with AMX."""
+    monkeypatch.setenv("COROM_CACHE", str(tmp_path))
+    exact, rounded = opened(tiny_bundle), opened(tiny_bundle, precision="bf16")
+    assert not rounded._model.get_property("LOADED_FROM_CACHE")
+    batch = Batch(np.full((2, 30), 5), np.array([30, 4]))
+    np.testing.assert_allclose(rounded.run(batch), exact.run(batch), atol=0.1)
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(
