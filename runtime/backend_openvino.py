@@ -161,7 +161,7 @@ def _options(precision: Precision, threads: int, workers: int) -> dict[str, obje
 def _compiled(core: Any, graph: Path, graph_sha256: str, options: dict[str, object]) -> Any:  # noqa: ANN401
     """Return the graph compiled; what an earlier process compiled here is taken from the cache."""
     # By precision, which OpenVINO 2026.4 leaves out of its key: what was compiled for fp32 gives
-    # NaN in bf16 on CPUs with AMX, or reads beyond its memory.
+    # NaN in bf16 on CPUs with AMX, or ends the process.
     name = f"{graph_sha256[:16]}-{options['INFERENCE_PRECISION_HINT']}"
     folder = cache_root() / "openvino" / name
     try:

@@ -29,7 +29,7 @@ NEEDED: dict[Precision, tuple[str, ...]] = {
 }
 """What each precision needs of a CPU; in the order of ``Precision`` of native/encoder.cpp."""
 AMX = {"amx_tile", "amx_int8", "amx_bf16"}
-"""What products with weights are executed by in bf16 and int8-per-token, on CPUs that have it."""
+"""What bf16 and int8-per-token are multiplied by, on CPUs that have it."""
 INTERFACE = 6
 """Of the functions and structures below; raised with every change of them."""
 MOST_THREADS = 1024
@@ -160,7 +160,9 @@ class NativeEncoder:
             mean_pooled=pooling == "mean",
             # Faster, and hardly farther off: the products around it are rounded as much or more.
             attends_in_bf16=precision != "fp32" and "avx512_bf16" in cpu_flags(),
-            uses_amx=cpu_flags() >= AMX and self._library.corom_ask_for_amx(),
+            uses_amx=precision != "fp32"
+            and cpu_flags() >= AMX
+            and self._library.corom_ask_for_amx(),
             epsilon=weights.epsilon,
             activation=_Activation(*(_address(weights.activation[d]) for d in (COARSE, FINE))),
             words=_address(words),

@@ -143,7 +143,10 @@ def take_bf16_away(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 needs_amx = pytest.mark.skipif(
-    "bf16" not in HERE or not cpu_flags() >= AMX, reason="run it on a CPU with AMX"
+    "bf16" not in HERE
+    or not cpu_flags() >= AMX
+    or not native_library._library().corom_ask_for_amx(),
+    reason="run it on a CPU with AMX, on a system that allows it",
 )
 
 

@@ -11,8 +11,8 @@
 
 namespace corom {
 
-// Into `inner`, a whole span of a row at a time. ROWS: of those that follow each other, how many
-// take turns with their panels.
+// Into `inner`, codes a whole span of a row at a time. ROWS: of those that follow each other, how
+// many take turns with their panels.
 template <typename Number, int ROWS>
 class Activated {
  public:

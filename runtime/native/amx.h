@@ -221,15 +221,15 @@ void amx_product(const Rows<Number>& rows, const Weights<Number>& weights, const
   const AmxTiles tiles;
   AmxProduct<Number, std::remove_reference_t<Store>> product(rows, weights, store);
   const int spans = is_coded<Number> ? rows.spans() : 1;
+  constexpr int STEP_LINES = AmxFactors<Number>::STEP_BYTES / CACHE_LINE;
   for (int part = begin; part < end; part++) {
     const Share block(cut.tiles, part % cut.blocks, cut.blocks);
     const int first = block.begin * cut.tile, last = std::min(block.end * cut.tile, cut.rows);
     const int panel = part / cut.blocks * cut.together;
     const int end_panel = std::min(panel + cut.together, weights.panels());
-    // Each half fetches a part of the panels that come next, so many lines at each of its steps:
-    // a panel has twice as many as it has rows in a block.
+    // Each half fetches its part of the panels that come next, so many lines at each step.
     const int halves = 2 * (block.end - block.begin);
-    const int lines = (2 * AmxBlock::ROWS + halves - 1) / halves;
+    const int lines = (STEP_LINES + halves - 1) / halves;
     for (int row = first, number = 0; row < last; row += AmxBlock::ROWS, number += 2) {
       const int count = std::min(AmxBlock::ROWS, last - row);
       for (int p = panel; p < end_panel; p++) {

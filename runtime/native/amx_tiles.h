@@ -18,7 +18,7 @@ inline bool ask_for_amx() {
   return syscall(SYS_arch_prctl, PERMISSION, TILE_DATA) == 0;
 }
 
-// The tiles of a thread while it multiplies: 0 to 3 have sums, 4 and 5 rows, 6 and 7 weights. All
+// The tiles of a thread while it multiplies: 0 to 3 have sums, the others what is multiplied. All
 // are whole, as other shapes take longer to set than they save. As assembly, like every instruction
 // that not all CPUs with AVX-512 have.
 class AmxTiles {

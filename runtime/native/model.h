@@ -64,7 +64,7 @@ struct Model {
   std::int64_t vocabulary, positions_there;
   bool mean_pooled;        // else the vector is that of the first token
   bool attends_in_bf16;    // else in fp32
-  bool uses_amx;           // for products with weights, but in fp32
+  bool uses_amx;           // for products with weights, and for attention in bf16; never in fp32
   const float* words;      // (vocabulary, H), owned by the caller
   const float* positions;  // (positions, H), the same
   Activation<DEGREE> activation;

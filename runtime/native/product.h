@@ -155,7 +155,7 @@ void product(const Rows<Number>& rows, const int* order, const Weights<Number>& 
              const Cut& cut, int begin, int end, Store&& store) {
   for (int part = begin; part < end; part++) {
     const Share block(cut.tiles, part % cut.blocks, cut.blocks);
-    const int first = block.begin * TILE, last = std::min(block.end * TILE, cut.rows);
+    const int first = block.begin * cut.tile, last = std::min(block.end * cut.tile, cut.rows);
     const int panel = part / cut.blocks * cut.together;
     const int end_panel = std::min(panel + cut.together, weights.panels());
     in_tiles(last - first, [&]<int ROWS>(int row) {

@@ -54,7 +54,7 @@ struct Space {
     }
     flow.reserve(model, rows);
     starts.reserve(texts + 1);
-    const std::size_t spare = model.uses_amx ? AmxTiles::ROWS - 1 : 0;  // read with the last ones
+    const std::size_t spare = model.uses_amx ? AmxTiles::ROWS - 1 : 0;  // queries behind the last
     const std::size_t lanes =
         (rows + spare) * model.width / (model.attends_in_bf16 ? Bf16::LANE : 1);
     for (Buffer<float>* buffer : {&queries, &keys, &values}) buffer->reserve(lanes);
@@ -142,7 +142,7 @@ class TokensPart : public Part<Number> {
   }
 
   void attend() const {
-    if (!model_.uses_amx) return attend_to_all<false>();
+    if (!model_.uses_amx || !model_.attends_in_bf16) return attend_to_all<false>();
     const AmxTiles tiles;
     attend_to_all<true>();
   }
