@@ -11,7 +11,6 @@
 
 #include "amx_tiles.h"
 #include "buffer.h"
-#include "product.h"
 #include "rows.h"
 #include "share.h"
 #include "tiles.h"
@@ -26,10 +25,13 @@ struct AmxBlock {
   int first, count, panel, half, span;
 };
 
+template <typename Number>
+using AmxSum = std::conditional_t<is_coded<Number>, std::int32_t, float>;
+
 // What becomes of a block's sums, a row after the other. Of codes: FIRST and LAST, of the spans.
 template <typename Number, bool FIRST, bool LAST, typename Output>
 struct AmxFinish {
-  using Sum = std::conditional_t<is_coded<Number>, std::int32_t, float>;
+  using Sum = AmxSum<Number>;
 
   int left;  // rows
   const Sum* sums;
@@ -165,7 +167,7 @@ class AmxProduct {
   }
 
  private:
-  using Sum = std::conditional_t<is_coded<Number>, std::int32_t, float>;
+  using Sum = AmxSum<Number>;
 
   AmxFactors<Number> factors(const AmxBlock& block, const char* ahead, int lines) const {
     using Factors = AmxFactors<Number>;
@@ -223,16 +225,13 @@ void amx_product(const Rows<Number>& rows, const Weights<Number>& weights, const
   const int spans = is_coded<Number> ? rows.spans() : 1;
   constexpr int STEP_LINES = AmxFactors<Number>::STEP_BYTES / CACHE_LINE;
   for (int part = begin; part < end; part++) {
-    const Share block(cut.tiles, part % cut.blocks, cut.blocks);
-    const int first = block.begin * cut.tile, last = std::min(block.end * cut.tile, cut.rows);
-    const int panel = part / cut.blocks * cut.together;
-    const int end_panel = std::min(panel + cut.together, weights.panels());
+    const Cut::Part own = cut.part(part, weights.panels());
     // Each half fetches its part of the panels that come next, so many lines at each step.
-    const int halves = 2 * (block.end - block.begin);
+    const int halves = 2 * ((own.last - own.first + AmxBlock::ROWS - 1) / AmxBlock::ROWS);
     const int lines = (STEP_LINES + halves - 1) / halves;
-    for (int row = first, number = 0; row < last; row += AmxBlock::ROWS, number += 2) {
-      const int count = std::min(AmxBlock::ROWS, last - row);
-      for (int p = panel; p < end_panel; p++) {
+    for (int row = own.first, number = 0; row < own.last; row += AmxBlock::ROWS, number += 2) {
+      const int count = std::min(AmxBlock::ROWS, own.last - row);
+      for (int p = own.panel; p < own.end_panel; p++) {
         for (int half : {0, 1}) {
           const char* ahead = weights.ahead(p + cut.together, number + half, halves);
           for (int span = 0; span < spans; span++) {

@@ -93,22 +93,6 @@ inline void softmax(float* scores, int tokens) {
   }
 }
 
-// scores (rows, padded tokens) of queries (rows, HEAD) for keys, turned
-template <typename Factor>
-void score_keys(Operand queries, int rows, Operand keys, float* scores) {
-  const int width = keys.step, inner = HEAD / Factor::LANE;
-  int t = 0;
-  for (; t + 64 <= width; t += 64) {
-    dense<Factor, 4>(queries, rows, keys.from(t), inner, scores + t, width);
-  }
-  for (; t + 32 <= width; t += 32) {
-    dense<Factor, 2>(queries, rows, keys.from(t), inner, scores + t, width);
-  }
-  for (; t < width; t += 16) {
-    dense<Factor, 1>(queries, rows, keys.from(t), inner, scores + t, width);
-  }
-}
-
 // out (rows, 16 · COLUMNS) = left (rows, 32 · inner) · right (16 · inner, 16 · COLUMNS), in bf16 by
 // tiles: rows behind the last of a tile are read and written too.
 template <int COLUMNS>
@@ -130,19 +114,29 @@ void dense_in_tiles(Operand left, int rows, Operand right, int inner, float* out
   }
 }
 
-// The same in tiles as score_keys.
-inline void score_keys_in_tiles(Operand queries, int rows, Operand keys, float* scores) {
-  const int width = keys.step;
-  constexpr int INNER = HEAD / 32;
+// As `dense`, or in tiles: then rows behind the last and lanes behind `inner` of its last tile are
+// multiplied too.
+template <typename Factor, bool IN_TILES, int VECTORS>
+void multiply(Operand left, int rows, Operand right, int inner, float* out, int out_step) {
+  if constexpr (IN_TILES)
+    dense_in_tiles<VECTORS>(left, rows, right, (inner + 15) / 16, out, out_step);
+  else
+    dense<Factor, VECTORS>(left, rows, right, inner, out, out_step);
+}
+
+// scores (rows, padded tokens) of queries (rows, HEAD) for keys, turned
+template <typename Factor, bool IN_TILES>
+void score_keys(Operand queries, int rows, Operand keys, float* scores) {
+  const int width = keys.step, inner = HEAD / Factor::LANE;
   int t = 0;
   for (; t + 64 <= width; t += 64) {
-    dense_in_tiles<4>(queries, rows, keys.from(t), INNER, scores + t, width);
+    multiply<Factor, IN_TILES, 4>(queries, rows, keys.from(t), inner, scores + t, width);
   }
   for (; t + 32 <= width; t += 32) {
-    dense_in_tiles<2>(queries, rows, keys.from(t), INNER, scores + t, width);
+    multiply<Factor, IN_TILES, 2>(queries, rows, keys.from(t), inner, scores + t, width);
   }
   for (; t < width; t += 16) {
-    dense_in_tiles<1>(queries, rows, keys.from(t), INNER, scores + t, width);
+    multiply<Factor, IN_TILES, 1>(queries, rows, keys.from(t), inner, scores + t, width);
   }
 }
 
@@ -178,20 +172,12 @@ void attend(Operand queries, Operand keys, Operand values, int tokens, Attention
   for (int first = 0; first < tokens; first += AttentionSpace::ROWS) {
     const int count = std::min(tokens - first, AttentionSpace::ROWS);
     for (int head = 0; head < heads; head++) {
-      const Operand own = queries.row(first).from(head * HEAD / LANE);
-      if constexpr (IN_TILES)
-        score_keys_in_tiles(own, count, keys_of[head], scores);
-      else
-        score_keys<Factor>(own, count, keys_of[head], scores);
+      score_keys<Factor, IN_TILES>(queries.row(first).from(head * HEAD / LANE), count,
+                                   keys_of[head], scores);
       for (int r = 0; r < count; r++) softmax(scores + std::size_t(r) * width, tokens);
-      const Operand weights = weights_of(scores, width, count, Factor());
-      float* mixed = space.mixed.at(head * HEAD);
-      if constexpr (IN_TILES)
-        dense_in_tiles<4>(weights, count, values_of[head], padded_pairs(tokens) / 32, mixed,
-                          heads * HEAD);
-      else
-        dense<Factor, 4>(weights, count, values_of[head], (tokens + LANE - 1) / LANE, mixed,
-                         heads * HEAD);
+      multiply<Factor, IN_TILES, 4>(weights_of(scores, width, count, Factor()), count,
+                                    values_of[head], (tokens + LANE - 1) / LANE,
+                                    space.mixed.at(head * HEAD), heads * HEAD);
     }
     write_mixed(space.mixed.at(0), heads * HEAD, count, into, first_row + first, span);
   }

@@ -25,7 +25,7 @@ struct Flow {
 
   void reserve(const Model<Number>& model, std::size_t rows) {
     hidden.reserve(rows * model.width);
-    rows += model.uses_amx ? AmxTiles::ROWS - 1 : 0;
+    rows += model.spare_rows();
     tokens.reserve(rows, model.width, TOKEN_SPAN);
     gathered.reserve(rows, model.width, GATHERED_SPAN<Number>);
     inner.reserve(rows, model.inner_width, INNER_SPAN<Number>);

@@ -7,6 +7,7 @@
 #include <variant>
 #include <vector>
 
+#include "amx_tiles.h"
 #include "attention.h"
 #include "buffer.h"
 #include "embedded.h"
@@ -72,6 +73,8 @@ struct Model {
   Arena arena;  // has the layers' weights
   std::vector<std::unique_ptr<Layer<Number>>> layers;
 
+  // Of what tiles multiply: they read so many behind the last.
+  int spare_rows() const { return uses_amx ? AmxTiles::ROWS - 1 : 0; }
   int heads() const { return width / HEAD; }
   // What the first layer makes of embeddings; null if it takes tokens.
   const EmbeddedProjections* embedded() const {

@@ -154,22 +154,20 @@ template <typename Number, typename Store>
 void product(const Rows<Number>& rows, const int* order, const Weights<Number>& weights,
              const Cut& cut, int begin, int end, Store&& store) {
   for (int part = begin; part < end; part++) {
-    const Share block(cut.tiles, part % cut.blocks, cut.blocks);
-    const int first = block.begin * cut.tile, last = std::min(block.end * cut.tile, cut.rows);
-    const int panel = part / cut.blocks * cut.together;
-    const int end_panel = std::min(panel + cut.together, weights.panels());
-    in_tiles(last - first, [&]<int ROWS>(int row) {
+    const Cut::Part own = cut.part(part, weights.panels());
+    in_tiles(own.last - own.first, [&]<int ROWS>(int row) {
       // Each tile fetches a part of the panels that come next, or their first tile would wait.
       const int sixteenth = std::min(row / TILE, 15);
-      for (int p = panel; p < end_panel; p++) {
+      for (int p = own.panel; p < own.end_panel; p++) {
         const char* ahead = weights.ahead(p + cut.together, sixteenth, 16);
         if constexpr (is_coded<Number>) {
           if (rows.spans() == 1) {
-            product_tile<Number, ROWS, true>(rows, first + row, order, weights, p, ahead, store);
+            product_tile<Number, ROWS, true>(rows, own.first + row, order, weights, p, ahead,
+                                             store);
             continue;
           }
         }
-        product_tile<Number, ROWS, false>(rows, first + row, order, weights, p, ahead, store);
+        product_tile<Number, ROWS, false>(rows, own.first + row, order, weights, p, ahead, store);
       }
     });
   }

@@ -28,6 +28,17 @@ struct Cut {
         units((panels + together - 1) / together),
         blocks(units % members == 0 ? 1 : std::clamp(4 * members / units, 1, tiles)) {}
   int parts() const { return units * blocks; }
+
+  // Of one part: rows, and panels of weights that have `panels`.
+  struct Part {
+    int first, last, panel, end_panel;
+  };
+  Part part(int index, int panels) const {
+    const Share block(tiles, index % blocks, blocks);
+    const int panel = index / blocks * together;
+    return {block.begin * tile, std::min(block.end * tile, rows), panel,
+            std::min(panel + together, panels)};
+  }
 };
 
 }  // namespace corom

@@ -54,9 +54,8 @@ struct Space {
     }
     flow.reserve(model, rows);
     starts.reserve(texts + 1);
-    const std::size_t spare = model.uses_amx ? AmxTiles::ROWS - 1 : 0;  // queries behind the last
     const std::size_t lanes =
-        (rows + spare) * model.width / (model.attends_in_bf16 ? Bf16::LANE : 1);
+        (rows + model.spare_rows()) * model.width / (model.attends_in_bf16 ? Bf16::LANE : 1);
     for (Buffer<float>* buffer : {&queries, &keys, &values}) buffer->reserve(lanes);
     if (!model.mean_pooled) {
       first_queries.reserve(texts * model.width);

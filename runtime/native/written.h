@@ -25,8 +25,8 @@ struct Written {
   }
 
   [[gnu::always_inline]] void operator()(int row, int panel, const __m512 values[4]) const {
-    write(values[0], values[1], at(row, panel), Factor());
-    write(values[2], values[3], at(row, panel) + LANES / 2, Factor());
+    rows(row, panel, 0)(values);
+    rows(row, panel, 1)(values + 2);
   }
 
   // Half a panel of a row, then of the next one, and so on.
@@ -61,10 +61,8 @@ struct Added {
   }
 
   [[gnu::always_inline]] void operator()(int row, int panel, const __m512 values[4]) const {
-    float* to = at(row, panel);
-    for (int i = 0; i < 4; i++) {
-      _mm512_store_ps(to + 16 * i, _mm512_add_ps(_mm512_load_ps(to + 16 * i), values[i]));
-    }
+    rows(row, panel, 0)(values);
+    rows(row, panel, 1)(values + 2);
   }
 
   struct Half {
