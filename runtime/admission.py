@@ -32,6 +32,10 @@ class Admission:
             f"{waiting} tokens wait already and this call has {tokens}; {limit}. {TRY_LATER}"
         )
 
+    def has_room(self, waiting: int) -> bool:
+        """Say whether so much room is left that a call need not be counted exactly."""
+        return 2 * waiting <= self._max_tokens
+
     def token_s(self) -> float:
         """Return how much later a request is due for each of its tokens."""
         return STRETCH * (self._pace.seconds(1) or TOKEN_S)

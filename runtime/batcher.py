@@ -1,7 +1,8 @@
 """DynamicBatcher: texts of many callers in, batches out, each answer back to its caller.
 
-Texts are tokenized by who asks, so what cannot be a text is refused there and never waits.
-`exchange.py` holds what waits, `waiting.py` chooses what goes together, `workers.py` executes it.
+What cannot be a text is refused to who asks and never waits. `exchange.py` holds what waits,
+`tokenizing.py` makes tokens of it, `waiting.py` chooses what goes together, `workers.py` has it
+executed.
 """
 
 import _thread
@@ -22,7 +23,7 @@ from .encoder import Encoder
 from .errors import CoromError, DeadlineExceeded, InputTypeError
 from .exchange import Exchange
 from .options import TextOptions, Wish, as_texts, check_options, not_negative, positive
-from .request import Answer, Request, Usage
+from .request import Answer, Request, Untokenized, Usage
 from .tokens import Tokens, check_text
 from .vectors import Vectors
 from .windows import windows
@@ -33,6 +34,8 @@ PIECE_CHARACTERS = 8192
 """A call with many texts waits in pieces of this size, two at a time."""
 SHORT_CHARACTERS = 2048
 """What is tokenized right in the event loop; more would hold up its other tasks."""
+TOGETHER_CHARACTERS = 512
+"""A text that a thread asks for is tokenized with those of others if it is no longer than this."""
 
 
 class DynamicBatcher:
@@ -79,7 +82,9 @@ class DynamicBatcher:
         _open.add(self)
         self._gone = weakref.finalize(self, _let_go, self._exchange, self._stay_open, os.getpid())
         self._gone.atexit = False
-        self._workers = Workers(self._exchange, encoder.run, encoder.run_alone, workers)
+        self._workers = Workers(
+            self._exchange, encoder.run, encoder.run_alone, encoder.tokenize_each, workers
+        )
 
     def submit(
         self, text: str, *, timeout: float | None = None, **options: Unpack[TextOptions]
@@ -94,7 +99,7 @@ class DynamicBatcher:
         """
         wish, deadline = self._check(timeout, options)
         check_text(text, "the text")
-        request = Request(self.encoder.tokenize(text, wish), wish, deadline)
+        request = Request(self._tokenize_soon(text, wish), wish, deadline)
         answer = Answer(partial(self._exchange.drop, request))
         request.future = answer
         self._exchange.put(request)
@@ -182,6 +187,16 @@ class DynamicBatcher:
             raise DeadlineExceeded(f"the deadline has passed already: timeout is {timeout} s.")
         self._workers.watch_deadlines()
         return wish, time.monotonic() + timeout
+
+    def _tokenize_soon(self, text: str, wish: Wish) -> Tokens | Untokenized:
+        """Return a text to be tokenized later, or its tokens if they decide whether it may wait.
+
+        Raises what ``Encoder.encode`` does for such a text.
+        """
+        later = wish.truncate is True and len(wish.prefix) + len(text) <= TOGETHER_CHARACTERS
+        if not later or not self._exchange.has_room():
+            return self.encoder.tokenize(text, wish)
+        return Untokenized(text, self.encoder.tokenizer.estimate(text, prefix=wish.prefix))
 
     async def _tokenize(
         self, series: list[Any], piece: list[Any], wish: Wish, start: int

@@ -3,7 +3,7 @@
 Rows of similar length share a batch, so that little of it is padding. Knows no text and no graph.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -32,12 +32,20 @@ def plan_batches(
     text longer than that alone gets a batch of its own.
     """
     order = np.argsort(-lengths, kind="stable")
+    for part in cuts(lengths[order].tolist(), max_batch_tokens, max_batch_size):
+        yield order[part]
+
+
+def cuts(
+    longest_first: Sequence[int], max_batch_tokens: int, max_batch_size: int | None = None
+) -> Iterator[slice]:
+    """Yield where in these lengths each batch lies, as ``plan_batches`` makes them."""
     start = 0
-    while start < len(order):
-        size = max(1, max_batch_tokens // max(1, int(lengths[order[start]])))
+    while start < len(longest_first):
+        size = max(1, max_batch_tokens // max(1, longest_first[start]))
         if max_batch_size is not None:
             size = min(size, max_batch_size)
-        yield order[start : start + size]
+        yield slice(start, start + size)
         start += size
 
 

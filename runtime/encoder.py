@@ -214,6 +214,13 @@ class Encoder:
             self._note_truncated(tokens.truncated)
         return tokens
 
+    def tokenize_each(self, texts: list[str], wish: Wish) -> list[Tokens]:
+        """Return the tokens of each text by itself, and count those cut: see ``Tokenizer.each``."""
+        found = self._tokenizer.each(texts, prefix=wish.prefix, truncate=wish.truncate)
+        if truncated := sum(tokens.truncated for tokens in found):
+            self._note_truncated(truncated)
+        return found
+
     def run(self, batch: Batch) -> Vectors:
         """Execute one batch and return its un-normalized vectors (B, H)."""
         self.require_open()

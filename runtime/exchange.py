@@ -1,7 +1,7 @@
 """Where callers leave requests and workers take batches: limits, deadlines, the way back.
 
-One lock guards it all and is held for microseconds; answers are given outside it, because they
-call what callers attached to them.
+One lock guards it all and is held for microseconds. Outside it answers are given, because they
+call what callers attached to them, and texts are tokenized, because callers come meanwhile.
 """
 
 import math
@@ -14,6 +14,8 @@ from .counters import Counters, Tally
 from .errors import CoromError, DeadlineExceeded, WorkerError
 from .pace import Pace
 from .request import Outcome, Request, deliver
+from .tokenizing import TokenizeEach, tokenize_together
+from .tokens import Tokens
 from .vectors import Vectors
 from .waiting import Chosen, Waiting
 
@@ -74,6 +76,10 @@ class Exchange:
                 self._earliest = request.deadline
                 self._deadline_came.notify()
 
+    def has_room(self) -> bool:
+        """Say whether a text may be put without knowing how many tokens it has."""
+        return self._admission.has_room(self._tally.waiting_tokens)
+
     def drop(self, request: Request) -> bool:
         """Forget a request whose caller has gone; False if it is too late to spare the work."""
         with self._changed:
@@ -83,12 +89,13 @@ class Exchange:
             self._give_up(request)
             return True
 
-    def take(self) -> Chosen | None:
+    def take(self, tokenize_each: TokenizeEach) -> Chosen | None:
         """Wait for texts and return the next batch; None once closed and empty.
 
         While a batch is executed alone, by the threads of all, the others wait for its end.
         """
         while True:
+            expired: list[Outcome] = []
             with self._changed:
                 # If it was alone, the others still sleep: this thread takes what waits now, and
                 # wakes another if that leaves something.
@@ -96,7 +103,7 @@ class Exchange:
                 idle = not self._waiting
                 while self._has_nothing_to_take():
                     if self._closed is not None and not self._waiting:
-                        if not self._running:
+                        if not self._running and not self._waiting.all():
                             self._end()
                         self._changed.notify_all()  # they may have waited for this one's end
                         return None
@@ -105,10 +112,15 @@ class Exchange:
                     self._wait_for_more()
                     if self._has_nothing_to_take():
                         continue
-                expired: list[Outcome] = []
-                chosen = self._claim(expired)
-                if self._waiting:
-                    self._changed.notify()  # who put it there woke only this worker
+                untokenized = self._waiting.take_untokenized()
+                if not untokenized:
+                    chosen = self._claim(expired)
+            if untokenized:
+                self._tokenize(untokenized, tokenize_each)
+                with self._changed:
+                    if self._has_nothing_to_take():
+                        continue
+                    chosen = self._claim(expired)
             deliver(expired)
             if chosen.texts:
                 return chosen
@@ -192,6 +204,22 @@ class Exchange:
             running = sum(len(chosen.texts) for chosen in self._running.values())
             return self._tally.snapshot(running, self._pace.tokens_per_s)
 
+    def _tokenize(self, requests: list[Request], tokenize_each: TokenizeEach) -> None:
+        """Make tokens of the texts of these requests, and let them wait to be executed."""
+        start = time.perf_counter()
+        found = tokenize_together(requests, tokenize_each)
+        seconds = time.perf_counter() - start
+        with self._changed:
+            for request, tokens in found:
+                if isinstance(tokens, Tokens) and not request.dropped:
+                    self._tally.waiting_tokens -= request.waiting_tokens
+                    request.note_tokens(tokens, seconds)
+                    self._tally.waiting_tokens += request.waiting_tokens
+            self._waiting.add_tokenized(requests)
+        for request, tokens in found:
+            if isinstance(tokens, Exception):
+                self.fail(request, tokens)
+
     def _wait_for_more(self) -> None:
         until = self._waiting.asked() + self._max_wait_s
         while self._closed is None and not self._waiting.fill_a_batch():
@@ -210,7 +238,7 @@ class Exchange:
         if any(request.dropped for request, _ in chosen.texts):
             kept = [k for k, (request, _) in enumerate(chosen.texts) if not request.dropped]
             chosen = Chosen([chosen.texts[k] for k in kept], [chosen.ids[k] for k in kept])
-        if self._adaptive and not self._waiting and not self._running:
+        if self._adaptive and not self._running and not self._waiting.all():
             chosen = chosen._replace(alone=True)
         tally = self._tally
         tokens = 0
@@ -225,6 +253,8 @@ class Exchange:
         if chosen.texts:
             tally.batch(len(chosen.ids), tokens, max(map(len, chosen.ids)))
         self._running[threading.current_thread()] = chosen
+        if self._waiting:
+            self._changed.notify()  # who put it there woke only this worker
         return chosen
 
     def _has_nothing_to_take(self) -> bool:

@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from .options import Wish
 from .tokens import Tokens
@@ -74,6 +76,17 @@ class Usage:
         self.inference_s += ended - began
 
 
+class Untokenized(NamedTuple):
+    """One text that is tokenized later, in one go with those of other requests."""
+
+    text: str
+    about_tokens: int
+    """How many tokens it is taken to have until then."""
+
+
+_NO_TOKENS = Tokens([], np.zeros(0, np.int64), 0)
+
+
 class Request:
     """Tokens of one or more texts that wait together, and the vectors there are so far.
 
@@ -93,6 +106,7 @@ class Request:
         "patience_s",
         "rows",
         "tokens",
+        "untokenized",
         "usage",
         "vectors",
         "waiting_texts",
@@ -102,15 +116,14 @@ class Request:
 
     def __init__(
         self,
-        tokens: Tokens,
+        content: Tokens | Untokenized,
         wish: Wish,
         deadline: float | None = None,
         vectors: Vectors | None = None,
         loop: "asyncio.AbstractEventLoop | None" = None,
         usage: Usage | None = None,
     ) -> None:
-        self.tokens, self.wish, self.vectors, self.loop = tokens, wish, vectors, loop
-        self.usage = usage
+        self.wish, self.vectors, self.loop, self.usage = wish, vectors, loop, usage
         self.future: Future[Vectors] | asyncio.Future[None] | None
         self.future = None if loop is None else loop.create_future()
         self.asked = time.monotonic()
@@ -122,13 +135,28 @@ class Request:
         """How long it waits before it is given up."""
         self.dropped = False
         """Nobody wants the answer any more."""
-        count = len(tokens.ids)
-        self.rows: list[int] = tokens.lengths.argsort(kind="stable").tolist() if count > 1 else [0]
+        self.untokenized: Untokenized | None = None
+        self.rows = [0]
         """Texts not yet put into a batch, shortest first."""
-        self.waiting_texts = count
-        self.all_tokens = self.waiting_tokens = sum(map(len, tokens.ids))
+        count = 1
+        if isinstance(content, Untokenized):
+            self.untokenized, self.tokens = content, _NO_TOKENS
+            self.all_tokens = content.about_tokens
+        else:
+            self.tokens = content
+            count = len(content.ids)
+            self.all_tokens = sum(map(len, content.ids))
+            if count > 1:
+                self.rows = content.lengths.argsort(kind="stable").tolist()
+        self.waiting_texts, self.waiting_tokens = count, self.all_tokens
         self.missing = count
         """Texts without a vector."""
+
+    def note_tokens(self, tokens: Tokens, seconds: float) -> None:
+        """Take the tokens of its text, and how long they took, which counts as no waiting."""
+        self.untokenized, self.tokens = None, tokens
+        self.all_tokens = self.waiting_tokens = len(tokens.ids[0])
+        self.asked += seconds
 
     def leave(self) -> None:
         """Stop waiting, in the event loop, for an answer that may come yet."""

@@ -7,12 +7,13 @@ first leads a batch, and texts of like length go with it. Knows no threads.
 """
 
 from bisect import insort
+from itertools import chain
 from operator import attrgetter
 from typing import NamedTuple, Self
 
 import numpy as np
 
-from .batching import Batch, pad, plan_batches
+from .batching import Batch, cuts, pad
 from .request import Request
 from .tokens import Tokens
 
@@ -47,7 +48,7 @@ class Chosen(NamedTuple):
 
 
 class Waiting:
-    """Requests in the order in which they are served.
+    """Requests in the order in which they are served, and those whose text is to be tokenized.
 
     ``batch_tokens``: upper bound of rows × padded length of a batch. ``token_s``: how much later a
     request is due for each of its tokens. Both may change: each leg is due at the pace known then.
@@ -56,34 +57,62 @@ class Waiting:
     def __init__(self, batch_tokens: int, token_s: float) -> None:
         self.batch_tokens, self.token_s = batch_tokens, token_s
         self._requests: list[Request] = []
+        self._untokenized: list[Request] = []
+        """In the order in which they came."""
+        self._in_hand: set[Request] = set()
+        """Those that are being tokenized."""
 
     def __bool__(self) -> bool:
-        return bool(self._requests)
+        return bool(self._requests or self._untokenized)
 
     def add(self, request: Request) -> None:
         """Put a request where the leg is due that its next texts belong to."""
+        if request.untokenized is not None:
+            self._untokenized.append(request)
+            return
         served = request.all_tokens - sum(len(request.tokens.ids[row]) for row in request.rows)
         leg = LEG * self.batch_tokens
         due_tokens = min(request.all_tokens, (served // leg + 1) * leg)
         request.due = request.asked + self.token_s * due_tokens
         insort(self._requests, request, key=attrgetter("due"))
 
+    def take_untokenized(self) -> list[Request]:
+        """Return requests to be tokenized; more than one batch is made of wait for the next."""
+        count, room = 0, POOL * self.batch_tokens
+        for request in self._untokenized:
+            if room <= 0:
+                break
+            room -= request.waiting_tokens
+            count += 1
+        taken, self._untokenized = self._untokenized[:count], self._untokenized[count:]
+        self._in_hand.update(taken)
+        return taken
+
+    def add_tokenized(self, requests: list[Request]) -> None:
+        """Take back what was taken to be tokenized, but for those that could not be."""
+        self._in_hand.difference_update(requests)
+        for request in requests:
+            if not request.dropped and request.untokenized is None:
+                self.add(request)
+
     def all(self) -> list[Request]:
         """Return every request."""
-        return list(self._requests)
+        return [*self._requests, *self._untokenized, *self._in_hand]
 
     def forget_dropped(self) -> None:
         """Take out the requests that nobody wants any more."""
         self._requests = [request for request in self._requests if not request.dropped]
+        self._untokenized = [request for request in self._untokenized if not request.dropped]
+        self._in_hand = {request for request in self._in_hand if not request.dropped}
 
     def asked(self) -> float:
         """Return when the request that is served next was made."""
-        return self._requests[0].asked
+        return (self._requests or self._untokenized)[0].asked
 
     def fill_a_batch(self) -> bool:
         """Say whether the next batch would be no larger if more texts waited."""
         tokens = 0
-        for request in self._requests:
+        for request in chain(self._requests, self._untokenized):
             tokens += request.waiting_tokens
             if tokens >= self.batch_tokens:
                 return True
@@ -108,9 +137,11 @@ class Waiting:
                 ids.append(request.tokens.ids[row])
                 share -= len(ids[-1])
                 room -= len(ids[-1])
-        lengths = np.array([len(row) for row in ids], np.int64)
-        plan = plan_batches(lengths, self.batch_tokens)
-        led_by_first: list[int] = next((rows.tolist() for rows in plan if 0 in rows), [])
+        # Sorted by Python: NumPy lets other threads on meanwhile, who then queue for the lock that
+        # whoever calls this holds.
+        order = sorted(range(len(ids)), key=lambda k: len(ids[k]), reverse=True)
+        parts = (order[part] for part in cuts([len(ids[k]) for k in order], self.batch_tokens))
+        led_by_first = next((rows for rows in parts if 0 in rows), [])
         chosen = Chosen([pool[k] for k in led_by_first], [ids[k] for k in led_by_first])
         self._take(chosen, seen)
         return chosen

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from .batching import Batch
 from .exchange import Exchange
+from .tokenizing import TokenizeEach
 from .vectors import Vectors
 from .waiting import Chosen
 
@@ -17,7 +18,8 @@ logger = logging.getLogger("corom")
 class Workers:
     """``count`` threads that take batches from an exchange, run them and give the vectors back.
 
-    ``run_alone``: runs a batch by the threads of all of them.
+    ``run_alone``: runs a batch by the threads of all of them. ``tokenize_each``: makes tokens of
+    texts that wait.
     """
 
     def __init__(
@@ -25,9 +27,11 @@ class Workers:
         exchange: Exchange,
         run: Callable[[Batch], Vectors],
         run_alone: Callable[[Batch], Vectors],
+        tokenize_each: TokenizeEach,
         count: int,
     ) -> None:
         self._exchange, self._run, self._run_alone, self._count = exchange, run, run_alone, count
+        self._tokenize_each = tokenize_each
         self._threads: set[threading.Thread] = set()
         self._watch: threading.Thread | None = None
         self._starting = threading.Lock()
@@ -73,7 +77,7 @@ class Workers:
 
     def _work(self) -> None:
         try:
-            while (chosen := self._exchange.take()) is not None:
+            while (chosen := self._exchange.take(self._tokenize_each)) is not None:
                 self._execute(chosen)
         except BaseException as error:  # whatever ends it, callers must hear of it
             logger.error("a worker of the batcher died", exc_info=error)

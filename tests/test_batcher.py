@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -37,9 +37,13 @@ from corom.runtime import (
 )
 from corom.runtime.admission import STRETCH
 from corom.runtime.backend_onnxruntime import OnnxRuntimeBackend
+from corom.runtime.batcher import TOGETHER_CHARACTERS
 from corom.runtime.batching import Batch
 from corom.runtime.counters import WAIT_BUCKETS
+from corom.runtime.options import Wish
 from corom.runtime.request import Usage
+from corom.runtime.tokens import Tokens
+from corom.runtime.waiting import POOL
 
 INVARIANCE = 1e-5
 SOON = 10.0
@@ -927,6 +931,141 @@ def test_a_text_that_the_backend_cannot_run_fails_alone(encoder: Encoder) -> Non
         assert batcher.counters().failed == 2
         with pytest.raises(MemoryError):
             asyncio.run(batcher.aencode(texts))
+
+
+class Tokenizing:
+    """Stands before an encoder's tokenizer for texts of many callers, and notes them."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._each = encoder.tokenize_each
+        encoder.tokenize_each = self.each  # type: ignore[method-assign]
+        self.calls: list[list[str]] = []
+        self.meanwhile: list[Callable[[], object]] = []
+        """What happens while the next texts are tokenized."""
+
+    def each(self, texts: list[str], wish: Wish) -> list[Tokens]:
+        self.calls.append(texts)
+        for happen in self.meanwhile:
+            happen()
+        if "毒" in texts:
+            raise MemoryError("too much for the tokenizer")
+        return self._each(texts, wish)
+
+
+def test_what_many_callers_ask_for_is_tokenized_in_one_go(encoder: Encoder, gate: Gate) -> None:
+    tokenizing = Tokenizing(encoder)
+    texts = ["头痛", "", "CT 12 mg" * 20, "发烧" * 90]
+    with DynamicBatcher(encoder) as batcher:
+        first = batcher.submit("第一")
+        assert gate.reached.wait(LONG)
+        answers = [batcher.submit(text) for text in texts]
+        long = batcher.submit("头" * (TOGETHER_CHARACTERS + 1))
+        asked = batcher.submit("头痛", truncate="error")  # must know now
+        other = batcher.submit("头痛", truncate_dim=3)
+        assert batcher.counters().waiting_texts == 7
+        gate.is_open.set()
+        for text, answer in zip(texts, answers, strict=True):
+            assert close(answer.result(LONG), encoder.encode(text))
+        assert close(long.result(LONG), encoder.encode("头" * 1000))
+        assert close(asked.result(LONG), encoder.encode("头痛"))
+        assert close(other.result(LONG), encoder.encode("头痛", truncate_dim=3))
+        first.result(LONG)
+    assert tokenizing.calls == [["第一"], texts, ["头痛"]]
+    assert encoder.truncated_texts == 4
+
+
+def test_no_more_is_tokenized_at_once_than_a_few_batches_hold(encoder: Encoder, gate: Gate) -> None:
+    tokenizing = Tokenizing(encoder)
+    with DynamicBatcher(encoder, max_batch_tokens=40) as batcher:
+        first = batcher.submit("第一")
+        assert gate.reached.wait(LONG)
+        answers = [batcher.submit("头痛" * 4) for _ in range(100)]
+        gate.is_open.set()
+        for answer in [first, *answers]:
+            answer.result(LONG)
+    assert sum(map(len, tokenizing.calls)) == 101
+    assert max(map(len, tokenizing.calls)) == POOL * 40 // 10
+
+
+def test_a_text_that_cannot_be_tokenized_fails_alone(encoder: Encoder, gate: Gate) -> None:
+    Tokenizing(encoder)
+    with DynamicBatcher(encoder) as batcher:
+        first = batcher.submit("第一")
+        assert gate.reached.wait(LONG)
+        answers = {text: batcher.submit(text) for text in ["头", "毒", "痛", "发", "烧"]}
+        gate.is_open.set()
+        with pytest.raises(MemoryError, match="too much for the tokenizer"):
+            answers.pop("毒").result(LONG)
+        for text, answer in answers.items():
+            assert close(answer.result(LONG), encoder.encode(text))
+        first.result(LONG)
+        counters = batcher.counters()
+        assert (counters.failed, counters.texts) == (1, 5)
+        assert counters.waiting_texts == counters.waiting_tokens == 0
+
+
+def test_a_text_that_is_dropped_while_it_is_tokenized_is_not_computed(
+    encoder: Encoder, gate: Gate
+) -> None:
+    tokenizing = Tokenizing(encoder)
+    with DynamicBatcher(encoder) as batcher:
+        first = batcher.submit("第一")
+        assert gate.reached.wait(LONG)
+        gone, kept = batcher.submit("头痛"), batcher.submit("发烧")
+        tokenizing.meanwhile = [gone.cancel]
+        gate.is_open.set()
+        assert kept.result(LONG).shape == (48,)
+        first.result(LONG)
+        assert gone.cancelled()
+        assert len(gate.executed()) == 2
+        counters = batcher.counters()
+        assert (counters.cancelled, counters.waiting_texts, counters.waiting_tokens) == (1, 0, 0)
+
+
+def test_a_deadline_is_kept_while_a_text_is_tokenized(encoder: Encoder) -> None:
+    tokenizing = Tokenizing(encoder)
+    tokenizing.meanwhile = [lambda: time.sleep(1)]
+    with DynamicBatcher(encoder) as batcher:
+        start = time.monotonic()
+        with pytest.raises(DeadlineExceeded):
+            batcher.submit("迟到", timeout=0.05).result(SOON)
+        assert time.monotonic() - start < 0.9
+        assert batcher.counters().waiting_tokens == 0
+
+
+def test_what_is_being_tokenized_is_answered_when_the_batcher_closes(encoder: Encoder) -> None:
+    for drain in (True, False):
+        tokenizing, reached, go_on = Tokenizing(encoder), threading.Event(), threading.Event()
+        tokenizing.meanwhile = [reached.set, lambda go_on=go_on: go_on.wait(LONG)]
+        batcher = DynamicBatcher(encoder)
+        answer = batcher.submit("头痛")
+        assert reached.wait(LONG)
+        closing = threading.Thread(target=batcher.close, kwargs={"drain": drain})
+        closing.start()
+        await_closed(batcher)
+        go_on.set()
+        closing.join(LONG)
+        if drain:
+            assert answer.result(SOON).shape == (48,)
+        else:
+            with pytest.raises(CoromError, match="closed"):
+                answer.result(SOON)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_callers_hear_of_a_worker_that_dies_tokenizing(
+    encoder: Encoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    def die() -> None:
+        tokenizing.meanwhile = []
+        raise SystemExit
+
+    tokenizing = Tokenizing(encoder)
+    tokenizing.meanwhile = [die]
+    with caplog.at_level(logging.CRITICAL, logger="corom"), DynamicBatcher(encoder) as batcher:
+        with pytest.raises(WorkerError, match="Ask again"):
+            batcher.submit("头痛").result(SOON)
+        assert batcher.submit("发烧").result(SOON).shape == (48,)
 
 
 def test_what_a_callback_raises_costs_nobody_else_the_answer(

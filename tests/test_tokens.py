@@ -82,6 +82,36 @@ def test_a_lone_surrogate_in_the_prefix_is_refused(tokenizer: Tokenizer) -> None
         tokenizer(["好"], prefix="\ud800")
 
 
+@settings(deadline=None)
+@given(texts=st.lists(TEXTS, max_size=5), prefix=st.sampled_from(["", "问：", "query: "]))
+def test_each_text_by_itself_has_the_tokens_it_has_with_others(
+    tokenizer_json: bytes, texts: list[str], prefix: str
+) -> None:
+    tokenizer = Tokenizer(tokenizer_json, 12, MAX_POSITIONS)
+    for truncate in (True, "left"):
+        together = tokenizer(texts, prefix=prefix, truncate=truncate)
+        each = tokenizer.each(texts, prefix=prefix, truncate=truncate)
+        assert [ids for tokens in each for ids in tokens.ids] == together.ids
+        assert [int(tokens.lengths[0]) for tokens in each] == together.lengths.tolist()
+        assert sum(tokens.truncated for tokens in each) == together.truncated
+
+
+def test_the_tokens_of_chinese_are_estimated_exactly(tokenizer: Tokenizer) -> None:
+    for text in ("", "头痛", "发烧怎么办" * 40):
+        assert tokenizer.estimate(text, prefix="问") == len(tokenizer(["问" + text]).ids[0])
+
+
+@given(TEXTS)
+def test_an_estimate_is_within_the_limit(tokenizer_json: bytes, text: str) -> None:
+    assert 2 <= Tokenizer(tokenizer_json, 12, MAX_POSITIONS).estimate(text, prefix="") <= 12
+
+
+def test_an_estimate_refuses_what_tokenizing_would(tokenizer: Tokenizer) -> None:
+    for text, prefix, place in (("坏\ud83d", "", "text 0"), ("好", "\ud83d", "prompt")):
+        with pytest.raises(InputError, match=f"{place} holds a lone surrogate"):
+            tokenizer.estimate(text, prefix=prefix)
+
+
 def test_error_mode_names_the_first_text_that_is_too_long(tokenizer: Tokenizer) -> None:
     texts = ["短", "长" * 126, "长" * 127, "长" * 300]
     with pytest.raises(InputError, match="text 7 has 129 tokens.* limit is 128"):

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corom.runtime.options import Wish
-from corom.runtime.request import Request
+from corom.runtime.request import Request, Untokenized
 from corom.runtime.tokens import Tokens
-from corom.runtime.waiting import LEG, Waiting
+from corom.runtime.waiting import LEG, POOL, Waiting
 
 BUDGET = 64
 TOKEN_S = 0.01
@@ -98,6 +98,66 @@ def test_dropped_requests_are_never_served(requests: list[list[int]], data: st.D
     while waiting:
         served |= {one for one, _ in waiting.next_batch().texts}
     assert served == {one for one in made if not one.dropped}
+
+
+def untokenized(count: int) -> list[Request]:
+    return [Request(Untokenized(f"{k}", 20), WISH) for k in range(count)]
+
+
+@given(st.integers(0, 30), st.data())
+def test_untokenized_texts_are_taken_once_in_their_order_and_served_then(
+    count: int, data: st.DataObject
+) -> None:
+    waiting, (plain,) = fill([5])
+    made = untokenized(count)
+    for one in made:
+        waiting.add(one)
+    taken = []
+    while some := waiting.take_untokenized():
+        assert len(some) <= -(-POOL * BUDGET // 20)
+        taken += some
+        assert set(waiting.all()) == {plain, *(one for one in made if not one.dropped)}
+        for one in some:
+            fate = data.draw(st.sampled_from(["tokens", "dropped", "failed"]))
+            one.dropped = fate != "tokens"
+            if fate != "failed":
+                one.note_tokens(Tokens([[7] * 9], np.array([9], np.int64), 0), 0.5)
+        waiting.add_tokenized(some)
+    assert taken == made
+    served = set()
+    while waiting:
+        served |= {one for one, _ in waiting.next_batch().texts}
+    assert served == {plain, *(one for one in made if not one.dropped)}
+    assert waiting.all() == []
+
+
+def test_untokenized_texts_count_as_what_waits() -> None:
+    waiting = Waiting(BUDGET, TOKEN_S)
+    first, *rest = untokenized(4)
+    waiting.add(first)
+    assert waiting
+    assert waiting.asked() == first.asked
+    assert not waiting.fill_a_batch()
+    for one in rest:
+        waiting.add(one)
+    assert waiting.fill_a_batch()
+    assert waiting.take_untokenized() == [first, *rest]
+    assert not waiting  # nothing to take, and yet
+    assert set(waiting.all()) == {first, *rest}
+    first.dropped = True
+    waiting.forget_dropped()
+    assert set(waiting.all()) == set(rest)
+
+
+def test_a_text_is_due_by_its_tokens_and_waits_from_when_they_are_there() -> None:
+    (one,) = untokenized(1)
+    one.asked = 3.0
+    waiting = Waiting(BUDGET, TOKEN_S)
+    waiting.add(one)
+    waiting.take_untokenized()
+    one.note_tokens(Tokens([[7] * 9], np.array([9], np.int64), 0), 0.5)
+    waiting.add_tokenized([one])
+    assert (one.waiting_tokens, one.asked, one.due) == (9, 3.5, 3.5 + 9 * TOKEN_S)
 
 
 def test_texts_of_like_length_go_together() -> None:
