@@ -19,18 +19,20 @@ class Admission:
         self._max_tokens, self._max_s = max_tokens, float("inf") if max_s is None else max_s
         self._pace = pace
 
-    def why_not(self, waiting: int, tokens: int) -> Overloaded | None:
-        """Return why a call of so many tokens cannot wait behind those that do; None if it can."""
+    def why_not(self, waiting: int, tokens: int | None) -> Overloaded | None:
+        """Return why a call of so many tokens cannot wait behind those that do; None if it can.
+
+        ``tokens``: None if they were not counted, for it does not matter how many they are.
+        """
         wait_s = self._pace.seconds(waiting) or 0.0
-        if waiting + tokens > self._max_tokens:
+        if waiting + (tokens or 1) > self._max_tokens:
             limit = f"max_queue_tokens is {self._max_tokens}"
         elif wait_s > self._max_s:
             limit = f"they take {wait_s:.1f} s, and max_queue_s is {self._max_s:g}"
         else:
             return None
-        return Overloaded(
-            f"{waiting} tokens wait already and this call has {tokens}; {limit}. {TRY_LATER}"
-        )
+        call = "" if tokens is None else f" and this call has {tokens}"
+        return Overloaded(f"{waiting} tokens wait already{call}; {limit}. {TRY_LATER}")
 
     def has_room(self, waiting: int) -> bool:
         """Say whether so much room is left that a call need not be counted exactly."""

@@ -125,6 +125,8 @@ class DynamicBatcher:
         loop = asyncio.get_running_loop()
         wish, deadline = self._check(timeout, options)
         series: list[Any] = [texts] if isinstance(texts, str) else list(as_texts(texts)[0])
+        if series:
+            self._exchange.refuse_if_full()
         vectors = np.empty((len(series), wish.dimension), np.float32)
         flight: deque[Request] = deque()
         end = 0

@@ -62,11 +62,8 @@ class Exchange:
             if self._closed is not None:
                 raise CoromError(self._closed)
             admission, tokens = self._admission, request.waiting_tokens
-            if tally.waiting_texts and not even_if_full:
-                refusal = admission.why_not(tally.waiting_tokens, tokens)
-                if refusal is not None:
-                    tally.overloaded += 1
-                    raise refusal
+            if not even_if_full:
+                self._refuse_if_full(tokens)
             request.patience_s = admission.patience_s(tokens)
             tally.waiting_tokens += tokens
             tally.waiting_texts += request.waiting_texts
@@ -75,6 +72,11 @@ class Exchange:
             if request.deadline is not None and request.deadline < self._earliest:
                 self._earliest = request.deadline
                 self._deadline_came.notify()
+
+    def refuse_if_full(self) -> None:
+        """Raise ``Overloaded`` if any call would be refused now: before it is tokenized."""
+        with self._changed:
+            self._refuse_if_full(None)
 
     def has_room(self) -> bool:
         """Say whether a text may be put without knowing how many tokens it has."""
@@ -203,6 +205,14 @@ class Exchange:
         with self._changed:
             running = sum(len(chosen.texts) for chosen in self._running.values())
             return self._tally.snapshot(running, self._pace.tokens_per_s)
+
+    def _refuse_if_full(self, tokens: int | None) -> None:
+        tally = self._tally
+        if tally.waiting_texts:
+            refusal = self._admission.why_not(tally.waiting_tokens, tokens)
+            if refusal is not None:
+                tally.overloaded += 1
+                raise refusal
 
     def _tokenize(self, requests: list[Request], tokenize_each: TokenizeEach) -> None:
         """Make tokens of the texts of these requests, and let them wait to be executed."""

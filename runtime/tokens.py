@@ -11,6 +11,9 @@ from .long_text import cut_margin, excerpt
 
 LONG_CHARACTERS = 20_000
 """Of a text beyond this no more is tokenized than its limit needs."""
+FEW, FEW_CHARACTERS = 32, 2048
+"""No more texts than this are tokenized by the caller's thread: to wake others takes as long, and
+beside batches that are executed they come late."""
 Truncate = bool | Literal["error", "left"]
 """What is done with a text longer than the limit: see ``Encoder.encode``."""
 Text = str | list[int]
@@ -117,9 +120,7 @@ class Tokenizer:
         if not whole:
             texts = [self._excerpt(text, truncate, row) for row, text in enumerate(texts, first)]
         try:
-            encodings = self._tokenizer.encode_batch_fast(
-                [prefix + text for text in texts] if prefix else texts
-            )
+            encodings = self._encode([prefix + text for text in texts] if prefix else texts)
         except TypeError:
             for row, text in enumerate(texts, first):
                 _refuse_surrogates(text, f"text {row}")
@@ -164,6 +165,12 @@ class Tokenizer:
         self._refuse_unknown(ids, "the text")
         text: str = self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
         return text
+
+    def _encode(self, texts: list[str]) -> list[tokenizers.Encoding]:
+        encode = self._tokenizer.encode_batch_fast
+        if len(texts) <= FEW and sum(map(len, texts)) <= FEW_CHARACTERS:
+            return [encode([text])[0] for text in texts]
+        return encode(texts)
 
     def _excerpt(self, text: str, truncate: Truncate, row: int) -> str:
         """Return as much of a text as decides what its tokens are within the limit."""

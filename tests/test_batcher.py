@@ -640,6 +640,24 @@ def test_a_full_queue_refuses_at_once_and_computes_what_waits(encoder: Encoder, 
         batcher.submit("头痛" * 3).result(LONG)
 
 
+def test_a_call_that_a_full_queue_refuses_is_not_tokenized(encoder: Encoder, gate: Gate) -> None:
+    async def late() -> None:
+        with pytest.raises(Overloaded, match="20 tokens wait already; max_queue_tokens is 20"):
+            await batcher.aencode(["头痛", "发烧"])
+        assert (await batcher.aencode([])).shape == (0, 48)
+
+    with DynamicBatcher(encoder, max_queue_tokens=20) as batcher:
+        first = batcher.submit("第一")
+        assert gate.reached.wait(LONG)
+        waiting = batcher.submit("头痛" * 9)
+        encoder.tokenize = Mock(side_effect=AssertionError)  # type: ignore[method-assign]
+        asyncio.run(late())
+        assert batcher.counters().overloaded == 1
+        gate.is_open.set()
+        for answer in (first, waiting):
+            answer.result(LONG)
+
+
 def test_what_is_larger_than_the_queue_is_taken_when_nothing_waits(shared: Encoder) -> None:
     with DynamicBatcher(shared, max_queue_tokens=1) as batcher:
         assert batcher.submit("头" * 90).result(LONG).shape == (48,)

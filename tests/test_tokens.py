@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corom.runtime.errors import BundleError, InputError, InputTypeError
-from corom.runtime.tokens import Tokenizer
+from corom.runtime.tokens import FEW, Tokenizer
 
 MAX_POSITIONS = 160
 
@@ -104,6 +104,13 @@ def test_the_tokens_of_chinese_are_estimated_exactly(tokenizer: Tokenizer) -> No
 @given(TEXTS)
 def test_an_estimate_is_within_the_limit(tokenizer_json: bytes, text: str) -> None:
     assert 2 <= Tokenizer(tokenizer_json, 12, MAX_POSITIONS).estimate(text, prefix="") <= 12
+
+
+@pytest.mark.parametrize("count", [1, FEW, FEW + 1, 400])
+def test_few_texts_have_the_same_tokens_as_many(tokenizer: Tokenizer, count: int) -> None:
+    texts = [f"头痛{k}怎么办" for k in range(count)]
+    found = tokenizer(texts, prefix="问")
+    assert found.ids == [tokenizer.one(text, prefix="问", truncate=True).ids[0] for text in texts]
 
 
 def test_an_estimate_refuses_what_tokenizing_would(tokenizer: Tokenizer) -> None:
