@@ -1,7 +1,7 @@
 """Tokenizes the texts of many requests in one go. One that cannot be tokenized fails alone.
 
-A text by itself takes twice as long: the tokenizer's code and words are not in the CPU's caches
-when a caller's thread comes to it, and with many threads each is put to sleep on the way.
+Text by text takes longer: the tokenizer's code and words are not in the CPU's caches when a
+caller's thread comes to it, and with many threads each is put to sleep on the way.
 """
 
 from collections.abc import Callable

@@ -139,9 +139,10 @@ class Waiting:
                 room -= len(ids[-1])
         # Sorted by Python: NumPy lets other threads on meanwhile, who then queue for the lock that
         # whoever calls this holds.
-        order = sorted(range(len(ids)), key=lambda k: len(ids[k]), reverse=True)
-        parts = (order[part] for part in cuts([len(ids[k]) for k in order], self.batch_tokens))
-        led_by_first = next((rows for rows in parts if 0 in rows), [])
+        lengths = [len(row) for row in ids]
+        order = sorted(range(len(ids)), key=lengths.__getitem__, reverse=True)
+        parts = cuts([lengths[k] for k in order], self.batch_tokens)
+        led_by_first = next((order[part] for part in parts if 0 in order[part]), [])
         chosen = Chosen([pool[k] for k in led_by_first], [ids[k] for k in led_by_first])
         self._take(chosen, seen)
         return chosen
