@@ -7,6 +7,8 @@ longest is closed for the new one.
 
 import asyncio
 import re
+import socket
+from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -20,14 +22,36 @@ CONTINUE = b"HTTP/1.1 100 "
 
 
 class Connections:
-    """The connections without a request in hand, longest quiet first."""
+    """The connections without a request in hand, longest quiet first.
 
-    def __init__(self, most: int, header_timeout_s: float) -> None:
+    ``listener``: the socket they come by; it must not block.
+    """
+
+    def __init__(self, listener: socket.socket, most: int, header_timeout_s: float) -> None:
         self.most, self.header_timeout_s = most, header_timeout_s
+        self._listener = listener
+        self._accepting: set[asyncio.Task[Any]] = set()
         self.unfinished: dict[Connection, float] = {}
         """Those that owe headers, and since when."""
         self.idle: dict[Connection, None] = {}
         """Those that were answered and may ask again."""
+
+    def accept_the_rest(self, make: Callable[[], "Connection"]) -> None:
+        """Accept all connections that wait.
+
+        uvloop accepts one a turn of the event loop. While each turn answers many requests, those
+        who come anew would wait for seconds, unseen by every limit.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                accepted, _ = self._listener.accept()
+            except OSError:  # none waits; of anything else uvloop hears itself
+                return
+            accepted.setblocking(False)
+            task = loop.create_task(loop.connect_accepted_socket(make, accepted))
+            self._accepting.add(task)
+            task.add_done_callback(self._accepting.discard)
 
     def owes_headers(self, connection: "Connection", now: float) -> None:
         """Note that headers are awaited from now on."""
@@ -99,7 +123,8 @@ class Connection(HttpToolsProtocol):
     others: Connections
 
     def connection_made(self, transport: Any) -> None:  # noqa: ANN401
-        """Take a connection, if there is room or can be made."""
+        """Take a connection, if there is room or can be made, and those that wait behind it."""
+        self.others.accept_the_rest(self._another)
         together: Any = WholeAnswers(transport)
         super().connection_made(together)
         self._header_bytes = 0
@@ -107,6 +132,9 @@ class Connection(HttpToolsProtocol):
             self._answer_and_close(not_ready("too many connections (--max-connections)."), "/")
             return
         self.others.owes_headers(self, self.loop.time())
+
+    def _another(self) -> "Connection":
+        return type(self)(self.config, self.server_state, self.app_state, self.loop)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""

@@ -93,6 +93,7 @@ class Routes:
             if most is not None and service.in_hand >= most:
                 why = f"{most} requests are in hand already (--max-concurrent-requests)."
                 raise overloaded(why, service.retry_after_s())
+            service.refuse_if_late()
             service.in_hand += 1
             try:
                 body = await bodies.read(request)

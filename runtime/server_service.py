@@ -10,15 +10,22 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from .admission import TRY_LATER
 from .batcher import DynamicBatcher
 from .batching import Batch
 from .encoder import Encoder
+from .errors import Overloaded
 from .options import TextOptions, check_options
 from .request import Usage
+from .server_lateness import Lateness
 from .server_settings import Settings, Warmup
 from .vectors import Vectors
 
 MAX_RETRY_AFTER_S = 60
+LATE_S = 0.02
+"""An event loop that stays later than this reads more than it can answer."""
+BUSY_S = 0.25
+"""While less than this waits, coming late has other reasons, and a refusal would mend nothing."""
 
 
 class Service:
@@ -32,6 +39,7 @@ class Service:
         """Requests that are being read or answered."""
         self.cut_off = 0
         """Requests that were given up because the server had to end."""
+        self.lateness = Lateness()
         self.encoder: Encoder
         self.batcher: DynamicBatcher
 
@@ -83,6 +91,22 @@ class Service:
         """
         vectors = await self.batcher.aencode(texts, usage=usage, **options)
         return np.atleast_2d(vectors)
+
+    def refuse_if_late(self) -> None:
+        """Raise ``Overloaded`` while requests come faster than they can be read.
+
+        Asked before a request's body is read: refused there it costs the event loop the least.
+        """
+        late_s = self.lateness.seconds
+        if late_s < LATE_S:
+            return
+        counters = self.batcher.counters()
+        wait_s = counters.waiting_tokens / (counters.tokens_per_s or float("inf"))
+        if wait_s > BUSY_S:
+            raise Overloaded(
+                f"requests come faster than they are read: {1000 * late_s:.0f} ms late, and what "
+                f"waits takes {wait_s:.1f} s. {TRY_LATER}"
+            )
 
     def retry_after_s(self) -> int:
         """Return in how many seconds what waits now will have been executed, 1 to 60."""

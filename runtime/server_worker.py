@@ -49,7 +49,8 @@ class Worker:
         self._service = Service(settings)
         files = raise_file_limit()
         most = min(settings.max_connections, max(1, files - SPARE_FILES))
-        self._connections = Connections(most, settings.header_timeout)
+        listener.setblocking(False)
+        self._connections = Connections(listener, most, settings.header_timeout)
         metrics = Metrics(self._service)
         if settings.prometheus_port is not None:
             metrics.serve(settings.hostname, settings.prometheus_port)
@@ -82,6 +83,7 @@ class Worker:
         tasks = [
             loop.create_task(self._open()),
             loop.create_task(self._connections.sweep()),
+            loop.create_task(self._service.lateness.watch()),
         ]
         await self._server.serve(sockets=[self._listener])
         for task in tasks:
