@@ -196,7 +196,10 @@ class DynamicBatcher:
         Raises what ``Encoder.encode`` does for such a text.
         """
         later = wish.truncate is True and len(wish.prefix) + len(text) <= TOGETHER_CHARACTERS
-        if not later or not self._exchange.has_room():
+        if not self._exchange.has_room():
+            self._exchange.refuse_if_full()
+            later = False
+        if not later:
             return self.encoder.tokenize(text, wish)
         return Untokenized(text, self.encoder.tokenizer.estimate(text, prefix=wish.prefix))
 

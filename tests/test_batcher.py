@@ -652,7 +652,9 @@ def test_a_call_that_a_full_queue_refuses_is_not_tokenized(encoder: Encoder, gat
         waiting = batcher.submit("头痛" * 9)
         encoder.tokenize = Mock(side_effect=AssertionError)  # type: ignore[method-assign]
         asyncio.run(late())
-        assert batcher.counters().overloaded == 1
+        with pytest.raises(Overloaded, match="20 tokens wait already; max_queue_tokens is 20"):
+            batcher.submit("发烧")
+        assert batcher.counters().overloaded == 2
         gate.is_open.set()
         for answer in (first, waiting):
             answer.result(LONG)
