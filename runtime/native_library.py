@@ -53,8 +53,8 @@ def require_native(precision: Precision) -> None:
         )
     if find_spec(_MODULE) is None:
         raise UnavailableError(
-            "this installation has no kernels for backend 'native': they are compiled when corom is "
-            "installed on Linux on x86-64 by g++ from version 11 on, with binutils from 2.36 on, "
+            "this installation has no kernels for backend 'native': they are compiled when corom "
+            "is installed on Linux on x86-64 by g++ from version 11 on (with binutils from 2.36), "
             f"or clang++. {_AGAIN}"
         )
     _library()
