@@ -7,7 +7,7 @@ call what callers attached to them, and texts are tokenized, because callers com
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from .admission import Admission
 from .counters import Counters, Tally
@@ -92,9 +92,10 @@ class Exchange:
             return True
 
     def take(self, tokenize_each: TokenizeEach) -> Chosen | None:
-        """Wait for texts and return the next batch; None once closed and empty.
+        """Wait for texts, tokenize those that are not and return the next batch.
 
-        While a batch is executed alone, by the threads of all, the others wait for its end.
+        None once closed and empty. Others may put, take and drop while this tokenizes. While a
+        batch is executed alone, by the threads of all, the others wait for its end.
         """
         while True:
             expired: list[Outcome] = []
@@ -117,6 +118,8 @@ class Exchange:
                 untokenized = self._waiting.take_untokenized()
                 if not untokenized:
                     chosen = self._claim(expired)
+                elif self._waiting:
+                    self._changed.notify()
             if untokenized:
                 self._tokenize(untokenized, tokenize_each)
                 with self._changed:
@@ -177,7 +180,7 @@ class Exchange:
     def fail(self, request: Request, error: Exception) -> None:
         """Answer a request with an error."""
         with self._changed:
-            outcomes = self._fail([request], lambda: error)
+            outcomes = self._fail([(request, error)])
         deliver(outcomes)
 
     def bury(self, worker: threading.Thread, why: str) -> None:
@@ -186,7 +189,8 @@ class Exchange:
             chosen = self._running.pop(worker, None)
             self._changed.notify_all()  # it may have been alone
             requests = [r for r, _ in chosen.texts] if chosen else self._waiting.all()
-            outcomes = self._fail(requests, lambda: WorkerError(why))
+            outcomes = self._fail((request, WorkerError(why)) for request in requests)
+            self._waiting.forget_dropped()
         deliver(outcomes)
 
     def close(self, reason: str, *, drain: bool) -> None:
@@ -195,7 +199,7 @@ class Exchange:
         with self._changed:
             self._closed = self._closed or reason
             if not drain:
-                outcomes = self._fail(self._waiting.all(), lambda: CoromError(reason))
+                outcomes = self._fail((r, CoromError(reason)) for r in self._waiting.all())
                 self._end()
             self._changed.notify_all()
         deliver(outcomes)
@@ -226,9 +230,8 @@ class Exchange:
                     request.note_tokens(tokens, seconds)
                     self._tally.waiting_tokens += request.waiting_tokens
             self._waiting.add_tokenized(requests)
-        for request, tokens in found:
-            if isinstance(tokens, Exception):
-                self.fail(request, tokens)
+            outcomes = self._fail((r, what) for r, what in found if isinstance(what, Exception))
+        deliver(outcomes)
 
     def _wait_for_more(self) -> None:
         until = self._waiting.asked() + self._max_wait_s
@@ -304,14 +307,14 @@ class Exchange:
                 error = self._admission.waited(waited_s)
             expired.append((request, error))
 
-    def _fail(self, requests: Iterable[Request], error: Callable[[], Exception]) -> list[Outcome]:
-        """Give up requests; each gets an error of its own, because raising changes an error."""
+    def _fail(self, failures: Iterable[tuple[Request, Exception]]) -> list[Outcome]:
+        """Give up requests; each needs an error of its own, because raising changes an error."""
         outcomes: list[Outcome] = []
-        for request in requests:
+        for request, error in failures:
             if request.missing and not request.dropped:
                 self._tally.failed += 1
                 self._give_up(request)
-                outcomes.append((request, error()))
+                outcomes.append((request, error))
         return outcomes
 
     def _give_up(self, request: Request) -> None:

@@ -88,7 +88,7 @@ _NO_TOKENS = Tokens([], np.zeros(0, np.int64), 0)
 
 
 class Request:
-    """Tokens of one or more texts that wait together, and the vectors there are so far.
+    """Texts that wait together, as tokens or one to be tokenized, and their vectors so far.
 
     ``vectors``: (N, dimension) to write them into, or None for a single text, whose future gets
     its vector. What changes while it waits is changed under the exchange's lock.

@@ -19,7 +19,7 @@ class Lateness:
 
     @property
     def seconds(self) -> float:
-        """How late it is in two of three turns, this one included: one is a passing stall."""
+        """How late it was two of the last three times, now included: once is a passing stall."""
         return sorted((self._before, self._last, time.monotonic() - self._due))[1]
 
     async def watch(self) -> None:

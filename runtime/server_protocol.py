@@ -30,28 +30,36 @@ class Connections:
     def __init__(self, listener: socket.socket, most: int, header_timeout_s: float) -> None:
         self.most, self.header_timeout_s = most, header_timeout_s
         self._listener = listener
+        self._accepts = True
         self._accepting: set[asyncio.Task[Any]] = set()
         self.unfinished: dict[Connection, float] = {}
         """Those that owe headers, and since when."""
         self.idle: dict[Connection, None] = {}
         """Those that were answered and may ask again."""
 
-    def accept_the_rest(self, make: Callable[[], "Connection"]) -> None:
-        """Accept all connections that wait.
+    def accept_the_rest(self, make: Callable[[], "Connection"], count: int) -> None:
+        """Accept all connections that wait, while there is room for them.
 
         uvloop accepts one a turn of the event loop. While each turn answers many requests, those
-        who come anew would wait for seconds, unseen by every limit.
+        who come anew would wait for seconds, unseen by every limit. ``count``: connections there
+        are; beyond the most, each that comes costs another its place, which is for uvloop's turns.
         """
         loop = asyncio.get_running_loop()
-        while True:
+        while self._accepts and count + len(self._accepting) < self.most:
             try:
                 accepted, _ = self._listener.accept()
-            except OSError:  # none waits; of anything else uvloop hears itself
+            except OSError:  # none waits, or this one has gone
                 return
             accepted.setblocking(False)
             task = loop.create_task(loop.connect_accepted_socket(make, accepted))
             self._accepting.add(task)
             task.add_done_callback(self._accepting.discard)
+
+    async def accept_no_more(self) -> None:
+        """Leave the rest to uvloop from now on, and see that none is left between."""
+        self._accepts = False
+        if self._accepting:
+            await asyncio.wait(self._accepting)
 
     def owes_headers(self, connection: "Connection", now: float) -> None:
         """Note that headers are awaited from now on."""
@@ -124,14 +132,15 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:  # noqa: ANN401
         """Take a connection, if there is room or can be made, and those that wait behind it."""
-        self.others.accept_the_rest(self._another)
         together: Any = WholeAnswers(transport)
         super().connection_made(together)
         self._header_bytes = 0
+        self._reading = False
         if len(self.connections) > self.others.most and not self.others.make_room():
             self._answer_and_close(not_ready("too many connections (--max-connections)."), "/")
             return
         self.others.owes_headers(self, self.loop.time())
+        self.others.accept_the_rest(self._another, len(self.connections))
 
     def _another(self) -> "Connection":
         return type(self)(self.config, self.server_state, self.app_state, self.loop)
@@ -147,11 +156,11 @@ class Connection(HttpToolsProtocol):
             return
         if self in self.others.idle:
             self.others.owes_headers(self, self.loop.time())
-        if b"pgrade" in data and self in self.others.unfinished:
+        if b"pgrade" in data and not self._reading and self in self.others.unfinished:
             data = without_upgrade(data)
         before = self._header_bytes
         self._header_bytes += len(data)
-        new = before == 0 and self in self.others.unfinished
+        new = before == 0 and not self._reading and self in self.others.unfinished
         if new and data.find(b"\r\n\r\n") > HEADER_BYTES:
             self._refuse_headers()
             return
@@ -162,6 +171,7 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Begin a request."""
+        self._reading = True
         self.others.forget(self)
         super().on_headers_complete()
 
@@ -171,17 +181,32 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """End a request's body."""
+        """End a request's body, which may have been refused already."""
         self._header_bytes = 0
+        self._reading = False
         super().on_message_complete()
+        if self.cycle.response_complete and not self.transport.is_closing():
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+            self._wait_for_another()
 
     def on_response_complete(self) -> None:
-        """Wait for another request."""
+        """Wait for another request, or for the rest of this one's body."""
         together: Any = self.transport
         together.flush()
         super().on_response_complete()
-        if not self.transport.is_closing() and self.timeout_keep_alive_task is not None:
-            self.others.idle[self] = None
+        if self.transport.is_closing() or self.timeout_keep_alive_task is None:
+            return
+        if self._reading:  # was refused unread; what is left has as long as headers have
+            self.others.owes_headers(self, self.loop.time())
+        else:
+            self._wait_for_another()
+
+    def _wait_for_another(self) -> None:
+        self.others.forget(self)
+        self.others.idle[self] = None
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP."""

@@ -33,7 +33,16 @@ CUT_OFF = 143
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, whose signals are ours."""
+    """uvicorn's server, whose signals and some of whose connections are ours."""
+
+    def __init__(self, config: uvicorn.Config, connections: Connections) -> None:
+        super().__init__(config)
+        self._connections = connections
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End, once all that was accepted is among the connections that are told to end."""
+        await self._connections.accept_no_more()
+        await super().shutdown(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Any:  # noqa: ANN401
@@ -71,7 +80,7 @@ class Worker:
             timeout_keep_alive=settings.keep_alive_timeout,  # type: ignore[arg-type]
             timeout_graceful_shutdown=settings.shutdown_timeout,  # type: ignore[arg-type]
         )
-        self._server = Server(config)
+        self._server = Server(config, self._connections)
         self._failure: BaseException | None = None
 
     async def run(self) -> int:

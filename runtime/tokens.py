@@ -102,7 +102,8 @@ class Tokenizer:
         try:
             size = len((prefix + text).encode())
         except UnicodeEncodeError:
-            return len(self([text], prefix=prefix).ids[0])  # says what is wrong
+            self([text], prefix=prefix)
+            raise  # if that did not say what is wrong
         return min(size // 3 + len(self._prefix) + len(self._suffix), self._max_length)
 
     def __call__(

@@ -66,7 +66,7 @@ class Waiting:
         return bool(self._requests or self._untokenized)
 
     def add(self, request: Request) -> None:
-        """Put a request where the leg is due that its next texts belong to."""
+        """Put a request where the leg is due that its next texts belong to, or to be tokenized."""
         if request.untokenized is not None:
             self._untokenized.append(request)
             return

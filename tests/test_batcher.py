@@ -640,6 +640,34 @@ def test_a_full_queue_refuses_at_once_and_computes_what_waits(encoder: Encoder, 
         batcher.submit("头痛" * 3).result(LONG)
 
 
+def test_texts_that_cannot_be_tokenized_are_answered_even_if_the_first_ones_callback_raises(
+    encoder: Encoder, gate: Gate
+) -> None:
+    """That ends the worker, and nobody else knows of the second."""
+    each = encoder.tokenize_each
+
+    def poisoned(texts: list[str], wish: Wish) -> list[Tokens]:
+        if any("毒" in text for text in texts):
+            raise ValueError("poisoned")
+        return each(texts, wish)
+
+    def leave(_: object) -> None:
+        raise SystemExit
+
+    encoder.tokenize_each = poisoned  # type: ignore[method-assign]
+    with DynamicBatcher(encoder) as batcher:
+        first = batcher.submit("第一")
+        assert gate.reached.wait(LONG)
+        poison = [batcher.submit("毒一"), batcher.submit("毒二")]
+        poison[0].add_done_callback(leave)
+        gate.is_open.set()
+        first.result(LONG)
+        for answer in poison:
+            with pytest.raises(ValueError, match="poisoned"):
+                answer.result(LONG)
+        assert batcher.counters().waiting_texts == batcher.counters().waiting_tokens == 0
+
+
 def test_a_call_that_a_full_queue_refuses_is_not_tokenized(encoder: Encoder, gate: Gate) -> None:
     async def late() -> None:
         with pytest.raises(Overloaded, match="20 tokens wait already; max_queue_tokens is 20"):
