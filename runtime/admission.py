@@ -34,9 +34,9 @@ class Admission:
         call = "" if tokens is None else f" and this call has {tokens}"
         return Overloaded(f"{waiting} tokens wait already{call}; {limit}. {TRY_LATER}")
 
-    def has_room(self, waiting: int) -> bool:
+    def has_room(self, waiting: int, about_tokens: int) -> bool:
         """Say whether so much room is left that a call need not be counted exactly."""
-        return 2 * waiting <= self._max_tokens
+        return 2 * waiting <= self._max_tokens and waiting + about_tokens <= self._max_tokens
 
     def token_s(self) -> float:
         """Return how much later a request is due for each of its tokens."""

@@ -195,13 +195,14 @@ class DynamicBatcher:
 
         Raises what ``Encoder.encode`` does for such a text.
         """
-        later = wish.truncate is True and len(wish.prefix) + len(text) <= TOGETHER_CHARACTERS
-        if not self._exchange.has_room():
-            self._exchange.refuse_if_full()
-            later = False
-        if not later:
-            return self.encoder.tokenize(text, wish)
-        return Untokenized(text, self.encoder.tokenizer.estimate(text, prefix=wish.prefix))
+        exchange = self._exchange
+        if not exchange.has_room():
+            exchange.refuse_if_full()
+        elif wish.truncate is True and len(wish.prefix) + len(text) <= TOGETHER_CHARACTERS:
+            about = self.encoder.tokenizer.estimate(text, prefix=wish.prefix)
+            if exchange.has_room(about):
+                return Untokenized(text, about)
+        return self.encoder.tokenize(text, wish)
 
     async def _tokenize(
         self, series: list[Any], piece: list[Any], wish: Wish, start: int

@@ -78,9 +78,9 @@ class Exchange:
         with self._changed:
             self._refuse_if_full(None)
 
-    def has_room(self) -> bool:
-        """Say whether a text may be put without knowing how many tokens it has."""
-        return self._admission.has_room(self._tally.waiting_tokens)
+    def has_room(self, about_tokens: int = 0) -> bool:
+        """Say whether a text may be put without knowing exactly how many tokens it has."""
+        return self._admission.has_room(self._tally.waiting_tokens, about_tokens)
 
     def drop(self, request: Request) -> bool:
         """Forget a request whose caller has gone; False if it is too late to spare the work."""

@@ -668,6 +668,20 @@ def test_texts_that_cannot_be_tokenized_are_answered_even_if_the_first_ones_call
         assert batcher.counters().waiting_texts == batcher.counters().waiting_tokens == 0
 
 
+def test_no_text_is_refused_for_what_it_was_only_guessed_to_have(
+    encoder: Encoder, gate: Gate
+) -> None:
+    word = "a" * 400  # 135 tokens by its bytes; one unknown word
+    with DynamicBatcher(encoder, max_queue_tokens=100) as batcher:
+        answers = [batcher.submit("第一")]
+        assert gate.reached.wait(LONG)
+        answers += [batcher.submit("头痛" * 10), batcher.submit(word)]
+        assert batcher.counters().waiting_tokens == 22 + 3
+        gate.is_open.set()
+        for answer in answers:
+            answer.result(LONG)
+
+
 def test_a_call_that_a_full_queue_refuses_is_not_tokenized(encoder: Encoder, gate: Gate) -> None:
     async def late() -> None:
         with pytest.raises(Overloaded, match="20 tokens wait already; max_queue_tokens is 20"):
