@@ -129,13 +129,14 @@ class Connection(HttpToolsProtocol):
     """One connection. ``others`` is set by ``connection_class``."""
 
     others: Connections
+    _reading = False
+    """A request has begun, and its body has not ended."""
 
     def connection_made(self, transport: Any) -> None:  # noqa: ANN401
         """Take a connection, if there is room or can be made, and those that wait behind it."""
         together: Any = WholeAnswers(transport)
         super().connection_made(together)
         self._header_bytes = 0
-        self._reading = False
         if len(self.connections) > self.others.most and not self.others.make_room():
             self._answer_and_close(not_ready("too many connections (--max-connections)."), "/")
             return
