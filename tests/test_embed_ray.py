@@ -74,7 +74,8 @@ def workers(
     found = []
     for child in psutil.Process(process.pid).children(recursive=True):
         try:
-            if child.cmdline()[:1] and child.cmdline()[0].startswith(task):
+            words = child.cmdline()  # once: of one that ends meanwhile they are none
+            if words and words[0].startswith(task):
                 found.append(child)
         except psutil.NoSuchProcess:
             continue
