@@ -150,6 +150,10 @@ class DynamicBatcher:
                 request.leave()
         return vectors[0] if isinstance(texts, str) else vectors
 
+    def wait_s(self) -> float:
+        """Return the seconds that all that waits will take, as measured; 0 if nothing was."""
+        return self._exchange.wait_s()
+
     def counters(self) -> Counters:
         """Return what waits, what is executed, and what was counted so far."""
         return self._exchange.counters()

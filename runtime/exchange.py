@@ -82,6 +82,10 @@ class Exchange:
         """Say whether a text may be put without knowing exactly how many tokens it has."""
         return self._admission.has_room(self._tally.waiting_tokens, about_tokens)
 
+    def wait_s(self) -> float:
+        """Return how long all that waits will take at the pace measured; 0 before it is."""
+        return self._pace.seconds(self._tally.waiting_tokens) or 0.0
+
     def drop(self, request: Request) -> bool:
         """Forget a request whose caller has gone; False if it is too late to spare the work."""
         with self._changed:

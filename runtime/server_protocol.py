@@ -157,12 +157,12 @@ class Connection(HttpToolsProtocol):
             return
         if self in self.others.idle:
             self.others.owes_headers(self, self.loop.time())
-        if b"pgrade" in data and not self._reading and self in self.others.unfinished:
+        headers = not self._reading and self in self.others.unfinished
+        if headers and b"pgrade" in data:
             data = without_upgrade(data)
         before = self._header_bytes
         self._header_bytes += len(data)
-        new = before == 0 and not self._reading and self in self.others.unfinished
-        if new and data.find(b"\r\n\r\n") > HEADER_BYTES:
+        if headers and before == 0 and data.find(b"\r\n\r\n") > HEADER_BYTES:
             self._refuse_headers()
             return
         super().data_received(data)

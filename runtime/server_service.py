@@ -100,8 +100,7 @@ class Service:
         late_s = self.lateness.seconds
         if late_s < LATE_S:
             return
-        counters = self.batcher.counters()
-        wait_s = counters.waiting_tokens / (counters.tokens_per_s or float("inf"))
+        wait_s = self.batcher.wait_s()
         if wait_s > BUSY_S:
             raise Overloaded(
                 f"requests come faster than they are read: {1000 * late_s:.0f} ms late, and what "
