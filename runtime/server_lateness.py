@@ -20,7 +20,7 @@ class Lateness:
     @property
     def seconds(self) -> float:
         """How late it was two of the last three times, now included: once is a passing stall."""
-        return sorted((self._before, self._last, time.monotonic() - self._due))[1]
+        return max(0.0, sorted((self._before, self._last, time.monotonic() - self._due))[1])
 
     async def watch(self) -> None:
         """Measure until cancelled."""

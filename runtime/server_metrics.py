@@ -69,6 +69,10 @@ class Metrics:
         registry.register(self._requests)
         in_hand = Gauge("corom_requests_in_hand", "Requests not answered yet.", registry=registry)
         in_hand.set_function(lambda: service.in_hand)
+        late = Gauge(
+            "corom_event_loop_late_seconds", "How late what is due is come to.", registry=registry
+        )
+        late.set_function(lambda: service.lateness.seconds)
 
     def observe(self, call: Call, route: str) -> None:
         """Count a request that has ended; ``route``: its path, or "other"."""

@@ -109,15 +109,12 @@ class Service:
 
     def retry_after_s(self) -> int:
         """Return in how many seconds what waits now will have been executed, 1 to 60."""
-        counters = self.batcher.counters()
-        return retry_after_s(counters.waiting_tokens, counters.tokens_per_s)
+        return retry_after_s(self.batcher.wait_s())
 
 
-def retry_after_s(waiting_tokens: int, tokens_per_s: float | None) -> int:
-    """Return how long the waiting tokens take at the measured pace: whole seconds, 1 to 60."""
-    if not tokens_per_s:
-        return 1
-    return max(1, math.ceil(min(MAX_RETRY_AFTER_S, waiting_tokens / tokens_per_s)))
+def retry_after_s(wait_s: float) -> int:
+    """Return what to answer while all that waits takes so long: whole seconds, 1 to 60."""
+    return max(1, math.ceil(min(MAX_RETRY_AFTER_S, wait_s)))
 
 
 def warm_up(encoder: Encoder, how: Warmup) -> None:

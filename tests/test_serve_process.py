@@ -345,6 +345,11 @@ def test_a_client_that_goes_away_costs_nothing_more(running: Callable[..., Runni
     assert server.end() == 0
 
 
+def test_the_event_loop_is_watched(running: Callable[..., Running]) -> None:
+    server = running()
+    until(lambda: metric(server.url, "corom_event_loop_late_seconds") > 0)
+
+
 def test_what_finds_no_room_is_429_with_retry_after(running: Callable[..., Running]) -> None:
     """A long call leaves room at moments: asked again and again, one must find none."""
     server = running("--max-queue-tokens", "100", *ROOM)
