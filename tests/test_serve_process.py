@@ -350,6 +350,24 @@ def test_the_event_loop_is_watched(running: Callable[..., Running]) -> None:
     until(lambda: metric(server.url, "corom_event_loop_late_seconds") > 0)
 
 
+def test_what_is_in_hand_is_not_looked_through_for_garbage(running: Callable[..., Running]) -> None:
+    server = running()
+
+    def collections() -> float:
+        return sum(
+            metric(server.url, rf'python_gc_collections_total{{generation="{k}"}}')
+            for k in range(3)
+        )
+
+    before = collections()
+    with ThreadPoolExecutor(8) as callers:
+        answers = list(
+            callers.map(lambda _: ask(f"{server.url}/embed", {"inputs": "头痛"}), range(200))
+        )
+    assert {status for status, _, _ in answers} == {200}
+    assert collections() == before
+
+
 def test_what_finds_no_room_is_429_with_retry_after(running: Callable[..., Running]) -> None:
     """A long call leaves room at moments: asked again and again, one must find none."""
     server = running("--max-queue-tokens", "100", *ROOM)
