@@ -4,9 +4,10 @@ Every reply is checked for the right vectors, after its load, so that checking c
 """
 
 import asyncio
+import gc
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -160,6 +161,17 @@ def require_right(replies: Sequence[Reply], subject: Subject) -> None:
         )
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Look for no garbage meanwhile: to look through all replies so far holds up the client, and
+    what it sends or reads late would be held against the server."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 class Measure:
     """What a load took: wall time, and CPU time of the client and of the server."""
 
@@ -172,7 +184,8 @@ class Measure:
         watching = asyncio.create_task(watch(server, self._subject.memory))
         cpu, theirs, begin = time.process_time(), server.usage().cpu_seconds, time.perf_counter()
         try:
-            found: list[Reply] = await load
+            with uncollected():
+                found: list[Reply] = await load
         finally:
             self._elapsed = time.perf_counter() - begin
             self._client = time.process_time() - cpu
