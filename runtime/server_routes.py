@@ -93,7 +93,7 @@ class Routes:
             if most is not None and service.in_hand >= most:
                 why = f"{most} requests are in hand already (--max-concurrent-requests)."
                 raise overloaded(why, service.retry_after_s())
-            service.refuse_if_late()
+            service.before_reading()
             service.in_hand += 1
             try:
                 body = await bodies.read(request)

@@ -19,6 +19,7 @@ from .options import TextOptions, check_options
 from .request import Usage
 from .server_lateness import Lateness
 from .server_settings import Settings, Warmup
+from .server_turns import Turns
 from .vectors import Vectors
 
 MAX_RETRY_AFTER_S = 60
@@ -26,6 +27,8 @@ LATE_S = 0.02
 """An event loop that stays later than this reads more than it can answer."""
 BUSY_S = 0.25
 """While less than this waits, coming late has other reasons, and a refusal would mend nothing."""
+TOGETHER_S = 0.02
+"""While more than this waits, a request is answered no sooner for being read at once."""
 
 
 class Service:
@@ -40,6 +43,7 @@ class Service:
         self.cut_off = 0
         """Requests that were given up because the server had to end."""
         self.lateness = Lateness()
+        self._turns = Turns()
         self.encoder: Encoder
         self.batcher: DynamicBatcher
 
@@ -92,16 +96,19 @@ class Service:
         vectors = await self.batcher.aencode(texts, usage=usage, **options)
         return np.atleast_2d(vectors)
 
-    def refuse_if_late(self) -> None:
-        """Raise ``Overloaded`` while requests come faster than they can be read.
+    def before_reading(self) -> None:
+        """Have requests read together while work waits; called before a request's body is read.
 
-        Asked before a request's body is read: refused there it costs the event loop the least.
+        Raises ``Overloaded`` while requests come faster than they can be read: refused here, one
+        costs the event loop the least.
         """
-        late_s = self.lateness.seconds
-        if late_s < LATE_S:
-            return
         wait_s = self.batcher.wait_s()
-        if wait_s > BUSY_S:
+        if wait_s <= BUSY_S:
+            if wait_s > TOGETHER_S:
+                self._turns.pause()
+            return
+        late_s = self.lateness.seconds
+        if late_s >= LATE_S:
             raise Overloaded(
                 f"requests come faster than they are read: {1000 * late_s:.0f} ms late, and what "
                 f"waits takes {wait_s:.1f} s. {TRY_LATER}"

@@ -77,15 +77,43 @@ def test_what_is_late_is_refused_while_others_wait_and_only_then(tiny_bundle: Pa
             calls += [asyncio.create_task(service.encode(text, Usage(), {})) for text in TEXTS]
             while not service.batcher.counters().waiting_texts:
                 await asyncio.sleep(0.01)
-        service.refuse_if_late()
+        service.before_reading()  # only once it is late
         service.lateness.note(0.2)
-        service.refuse_if_late()  # once may be a passing stall
+        service.before_reading()  # once may be a passing stall
         service.lateness.note(0.3)
         with pytest.raises(Overloaded, match=r"200 ms late, and what waits takes \d\.\d s"):
-            service.refuse_if_late()
+            service.before_reading()
         go_on.set()
         await asyncio.gather(*calls)
-        service.refuse_if_late()  # nothing waits, so refusing would mend nothing
+        service.before_reading()  # nothing waits, so refusing would mend nothing
+        await asyncio.to_thread(service.close)
+
+    uvloop.run(main())
+
+
+def test_requests_are_read_together_while_work_waits_and_only_then(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = Service(Settings(bundle=str(tiny_bundle), encoder={"threads": 1}))
+    pauses: list[float] = []
+
+    async def paused_after(requests: int, wait_s: float) -> int:
+        pauses.clear()
+        service.batcher.wait_s = lambda: wait_s  # type: ignore[method-assign]
+        for _ in range(requests):
+            service.before_reading()
+        await asyncio.sleep(0.001)
+        return len(pauses)
+
+    async def main() -> None:
+        await asyncio.to_thread(service.open)
+        monkeypatch.setattr("corom.runtime.server_turns.time.sleep", pauses.append)
+        assert await paused_after(5, 0.1) == 1
+        assert pauses == [0.002]
+        assert await paused_after(1, 0.1) == 1  # again, in the next turn
+        assert await paused_after(5, 0.01) == 0
+        assert await paused_after(5, 0.5) == 0  # nothing to gain: there is more than can be done
+        monkeypatch.undo()
         await asyncio.to_thread(service.close)
 
     uvloop.run(main())
@@ -169,7 +197,7 @@ def test_a_late_server_refuses_before_it_reads_the_body(tiny_bundle: Path) -> No
     service.open()
     service.state = "ready"
     late = "requests come faster than they are read"
-    service.refuse_if_late = Mock(side_effect=Overloaded(late))  # type: ignore[method-assign]
+    service.before_reading = Mock(side_effect=Overloaded(late))  # type: ignore[method-assign]
     app = build_app(service, Metrics(service))
     scope = {
         "type": "http", "method": "POST", "path": "/embed", "query_string": b"",
