@@ -32,6 +32,7 @@ def build_app(service: Service, metrics: Metrics, tracing: "Tracing | None" = No
 
     async def failed(_request: Request, error: Exception) -> Response:
         assert isinstance(error, CoromError)
+        error.__traceback__ = None  # as in _Refused
         return _Refused(refusal_of(error, service.retry_after_s()))
 
     middleware = []
@@ -81,7 +82,8 @@ class _Refused(Response):
 
     def __init__(self, refusal: Refusal) -> None:
         super().__init__()
-        self._refusal = refusal
+        # Its frames hold this response, and the request: a cycle, which only the collector ends.
+        self._refusal = refusal.with_traceback(None)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401
         await refuse(self._refusal, scope, receive, send)

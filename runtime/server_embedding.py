@@ -45,6 +45,7 @@ async def encode(request: Request, service: Service, texts: Texts, options: Text
         raise
     except Exception as error:
         logger.exception("inference failed")
+        error.__traceback__ = None  # its frames hold the future that it came by, which holds it
         raise Refusal(
             424, "Backend", "inference failed; the server's log says why.", code="inference_failed"
         ) from error

@@ -70,7 +70,9 @@ class Metrics:
         in_hand = Gauge("corom_requests_in_hand", "Requests not answered yet.", registry=registry)
         in_hand.set_function(lambda: service.in_hand)
         late = Gauge(
-            "corom_event_loop_late_seconds", "How late what is due is come to.", registry=registry
+            "corom_event_loop_late_seconds",
+            "How late the event loop was, at least, two of the last three times.",
+            registry=registry,
         )
         late.set_function(lambda: service.lateness.seconds)
 

@@ -28,7 +28,7 @@ LATE_S = 0.02
 BUSY_S = 0.25
 """While less than this waits, coming late has other reasons, and a refusal would mend nothing."""
 TOGETHER_S = 0.02
-"""While more than this waits, a request is answered no sooner for being read at once."""
+"""While more than this waits, workers have enough to do before a request that is read at once."""
 
 
 class Service:
@@ -102,13 +102,10 @@ class Service:
         Raises ``Overloaded`` while requests come faster than they can be read: refused here, one
         costs the event loop the least.
         """
-        wait_s = self.batcher.wait_s()
-        if wait_s <= BUSY_S:
-            if wait_s > TOGETHER_S:
-                self._turns.pause()
-            return
-        late_s = self.lateness.seconds
-        if late_s >= LATE_S:
+        wait_s, late_s = self.batcher.wait_s(), self.lateness.seconds
+        if TOGETHER_S < wait_s <= BUSY_S:
+            self._turns.pause()
+        elif wait_s > BUSY_S and late_s >= LATE_S:
             raise Overloaded(
                 f"requests come faster than they are read: {1000 * late_s:.0f} ms late, and what "
                 f"waits takes {wait_s:.1f} s. {TRY_LATER}"

@@ -107,7 +107,7 @@ def test_requests_are_read_together_while_work_waits_and_only_then(
 
     async def main() -> None:
         await asyncio.to_thread(service.open)
-        monkeypatch.setattr("corom.runtime.server_turns.time.sleep", pauses.append)
+        monkeypatch.setattr("corom.runtime.server_turns.time", Mock(sleep=pauses.append))
         assert await paused_after(5, 0.1) == 1
         assert pauses == [0.002]
         assert await paused_after(1, 0.1) == 1  # again, in the next turn
