@@ -4,10 +4,9 @@ Every reply is checked for the right vectors, after its load, so that checking c
 """
 
 import asyncio
-import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 
 from corom.runtime.cpus import available_cpus
 from corom.runtime.errors import ParityError
+from corom.runtime.garbage import uncollected
 from corom.runtime.vectors import Vectors
 
 from . import figures
@@ -161,17 +161,6 @@ def require_right(replies: Sequence[Reply], subject: Subject) -> None:
         )
 
 
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """Look for no garbage meanwhile: to look through all replies so far holds up the client, and
-    what it sends or reads late would be held against the server."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
 class Measure:
     """What a load took: wall time, and CPU time of the client and of the server."""
 
@@ -184,6 +173,8 @@ class Measure:
         watching = asyncio.create_task(watch(server, self._subject.memory))
         cpu, theirs, begin = time.process_time(), server.usage().cpu_seconds, time.perf_counter()
         try:
+            # To look through all replies so far would hold up the client, and what it sends or
+            # reads late would be held against the server.
             with uncollected():
                 found: list[Reply] = await load
         finally:

@@ -1,7 +1,6 @@
 """The device by cuda-bindings alone: NVIDIA's own bindings, wheels, no compiler needed."""
 
 import ctypes
-import gc
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from cuda.bindings import driver
 
 from .cuda import Adapter
 from .errors import CudaError, DeviceMemoryError, UnavailableError
+from .garbage import uncollected
 from .packing import Bytes
 
 FATAL = frozenset({46, 214, 220, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721})
@@ -101,7 +101,8 @@ class DriverDevice:
 
     def capture(self, stream: int, work: Callable[[], None]) -> int:
         """Return an executable graph of what ``work`` enqueues on the stream."""
-        with _capture_lock, _no_garbage_collection():
+        # A collected owner of device memory frees it, and a free during capture makes it invalid.
+        with _capture_lock, uncollected():
             call("cuStreamBeginCapture", stream, _thread_local())
             try:
                 work()
@@ -147,18 +148,6 @@ def initialize() -> None:
         raise UnavailableError(
             f"the NVIDIA driver finds no usable GPU: {error} Check with nvidia-smi."
         ) from None
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    # A collected owner of device memory frees it, and a free during capture makes it invalid.
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _thread_local() -> driver.CUstreamCaptureMode:

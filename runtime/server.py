@@ -32,7 +32,7 @@ def build_app(service: Service, metrics: Metrics, tracing: "Tracing | None" = No
 
     async def failed(_request: Request, error: Exception) -> Response:
         assert isinstance(error, CoromError)
-        error.__traceback__ = None  # as in _Refused
+        error.__traceback__ = None  # its frames may hold the future that it came by, which holds it
         return _Refused(refusal_of(error, service.retry_after_s()))
 
     middleware = []

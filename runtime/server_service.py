@@ -102,10 +102,15 @@ class Service:
         Raises ``Overloaded`` while requests come faster than they can be read: refused here, one
         costs the event loop the least.
         """
-        wait_s, late_s = self.batcher.wait_s(), self.lateness.seconds
-        if TOGETHER_S < wait_s <= BUSY_S:
+        wait_s = self.batcher.wait_s()
+        if wait_s > BUSY_S:
+            self._refuse_if_late(wait_s)
+        elif wait_s > TOGETHER_S:
             self._turns.pause()
-        elif wait_s > BUSY_S and late_s >= LATE_S:
+
+    def _refuse_if_late(self, wait_s: float) -> None:
+        late_s = self.lateness.seconds
+        if late_s >= LATE_S:
             raise Overloaded(
                 f"requests come faster than they are read: {1000 * late_s:.0f} ms late, and what "
                 f"waits takes {wait_s:.1f} s. {TRY_LATER}"

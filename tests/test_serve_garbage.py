@@ -11,6 +11,7 @@ import pytest
 import uvloop
 
 from corom.runtime.errors import Overloaded
+from corom.runtime.garbage import uncollected
 from corom.runtime.server import build_app
 from corom.runtime.server_metrics import Metrics
 from corom.runtime.server_service import Service
@@ -128,10 +129,9 @@ def test_requests_leave_nothing_to_be_collected(
         await asyncio.sleep(0.05)  # the batcher's threads let go of what they answered
         return gc.collect()
 
-    gc.disable()
     try:
-        found = uvloop.run(main())
+        with uncollected():
+            found = uvloop.run(main())
     finally:
-        gc.enable()
         service.close()
     assert found < REQUESTS
