@@ -1,14 +1,18 @@
 """Requests over kept-alive HTTP connections, and what came back: as light as Python allows.
 
-The client shares the CPUs with the server it measures. So requests are ready bytes, bodies are kept
-as they came, and what they hold is looked at after the load. Knows nothing of vectors.
+The client shares the CPUs with the server it measures. So requests are ready bytes, written by the
+thread that keeps time, bodies are kept as they came, and what they hold is looked at after the
+load. Knows nothing of vectors.
 """
 
 import asyncio
+import socket
 import threading
 import time
-from collections.abc import Sequence
-from typing import NamedTuple, cast
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import httptools
@@ -18,6 +22,7 @@ from .load import Seconds
 ANSWER_SECONDS = 120.0
 LOST = 0
 """The status of a request whose connection ended, or that was not answered in time."""
+CHUNK = 1 << 18
 
 
 class Reply(NamedTuple):
@@ -41,63 +46,64 @@ class Reply(NamedTuple):
         return self.ended - self.due
 
 
-class Connection(asyncio.Protocol):
-    """One connection with at most one request on its way."""
+Deliver = Callable[[Reply], None]
+"""What is called with a reply, in the event loop's thread."""
 
-    def __init__(self) -> None:
-        self._answer: asyncio.Future[bool] | None = None
-        self._transport: asyncio.Transport
+
+class Connection:
+    """One connection with at most one request on its way.
+
+    ``idle``: where it puts itself when it is free for the next request.
+    """
+
+    def __init__(self, raw: socket.socket, idle: "list[Connection]") -> None:
+        self._socket, self._idle = raw, idle
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(raw, self._read)
+        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+        self._deliver: Deliver | None = None
         self.open = True
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport."""
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's has another base
-
-    async def ask(self, request: bytes) -> int:
-        """Return the answer's status, or ``LOST``; its ``headers`` and ``body`` stay here."""
-        self._parser = httptools.HttpResponseParser(self)
-        self.headers: dict[bytes, bytes] = {}
+    def ask(self, call: int, request: bytes, due: float, deliver: Deliver) -> None:
+        """Send a request; from any thread, but one at a time."""
+        self._call, self._due = call, due
+        self._headers: dict[bytes, bytes] = {}
         self._parts: list[bytes] = []
-        self._answer = asyncio.get_running_loop().create_future()
-        self._transport.write(request)
+        self.sent = time.perf_counter()
+        self._deliver = deliver
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                complete = await self._answer
-        except TimeoutError:
-            complete = False
-        if not complete:
-            self.close()
-            return LOST
-        return int(self._parser.get_status_code())
-
-    @property
-    def body(self) -> bytes:
-        """What the last answer held."""
-        return b"".join(self._parts)
+            written = self._socket.send(request)
+        except BlockingIOError:
+            written = 0
+        except OSError:
+            self._loop.call_soon_threadsafe(self.close)
+            return
+        if written < len(request):
+            self._loop.call_soon_threadsafe(self._send_rest, request[written:])
 
     def close(self) -> None:
-        """Close the connection."""
-        self.open = False
-        self._transport.close()
+        """Close the connection; what was asked is lost."""
+        if self.open:
+            self.open = False
+            self._parser = None  # which refers to this
+            self._loop.remove_reader(self._socket)
+            self._loop.remove_writer(self._socket)
+            # Its number stays taken until nobody refers to it: another thread may write to it now.
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+        self._end(LOST)
 
-    def data_received(self, data: bytes) -> None:
-        """Parse what came."""
-        if self._answer is None:  # nothing was asked, so this is no answer
-            self.close()
-            return
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError:
-            self._end(complete=False)
+    def __del__(self) -> None:
+        self._socket.close()
 
-    def connection_lost(self, _error: Exception | None) -> None:
-        """An answer that is not complete will not come any more."""
-        self.open = False
-        self._end(complete=False)
+    @property
+    def waits(self) -> bool:
+        """Whether an answer is to come."""
+        return self._deliver is not None
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header; called by the parser."""
-        self.headers[name.lower()] = value
+        self._headers[name.lower()] = value
 
     def on_body(self, body: bytes) -> None:
         """Keep a part of the body; called by the parser."""
@@ -105,13 +111,56 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """The answer is complete; called by the parser, which knows only now if it may go on."""
-        self.open = self.open and self._parser.should_keep_alive()
-        self._end(complete=True)
+        assert self._parser is not None
+        status = self._parser.get_status_code()
+        if self._parser.should_keep_alive():
+            self._end(status, self._idle)
+        else:
+            self._end(status)
+            self.close()
 
-    def _end(self, *, complete: bool) -> None:
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_result(complete)
-        self._answer = None
+    def _end(self, status: int, idle: "list[Connection] | None" = None) -> None:
+        """Deliver what came of the request, if there is one, and be free for the next."""
+        if (deliver := self._deliver) is None:
+            return
+        ended = time.perf_counter()
+        body = b"".join(self._parts)
+        reply = Reply(self._call, self._due, self.sent, ended, status, self._headers, body)
+        self._deliver = None
+        if idle is not None:
+            idle.append(self)  # whoever takes it asks at once, so this is the last thing done
+        deliver(reply)
+
+    def _read(self) -> None:
+        try:
+            data = self._socket.recv(CHUNK)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        # It ended, or sent what was not asked for.
+        if not data or self._deliver is None or self._parser is None:
+            self.close()
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.close()
+
+    def _send_rest(self, rest: bytes) -> None:
+        """Go on with a request that the system did not take at once."""
+        try:
+            rest = rest[self._socket.send(rest) :]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.close()
+            return
+        if not self.open:
+            return
+        self._loop.remove_writer(self._socket)
+        if rest:
+            self._loop.add_writer(self._socket, self._send_rest, rest)
 
 
 class Client:
@@ -119,41 +168,102 @@ class Client:
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
-        self._host, self._port = parts.hostname or "", parts.port or 80
+        self._address = (parts.hostname or "", parts.port or 80)
         self._idle: list[Connection] = []
+        self._connections: list[Connection] = []
+        self._opening: set[asyncio.Task[None]] = set()
+        self._sweep: asyncio.TimerHandle | None = None
         self.connections = 0
         """How many were opened."""
 
     async def send(self, call: int, request: bytes, due: float | None = None) -> Reply:
         """Send a request now and return what came of it."""
-        due = time.perf_counter() if due is None else due
-        try:
-            connection = await self._connection()
-        except OSError:
-            now = time.perf_counter()
-            return Reply(call, due, now, now, LOST, {}, b"")
-        sent = time.perf_counter()
-        status = await connection.ask(request)
-        ended = time.perf_counter()
-        reply = Reply(call, due, sent, ended, status, connection.headers, connection.body)
-        if connection.open:
-            self._idle.append(connection)
-        return reply
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Reply] = loop.create_future()
+
+        def deliver(reply: Reply) -> None:
+            if not answer.done():
+                answer.set_result(reply)
+
+        self.start(loop, call, request, time.perf_counter() if due is None else due, deliver)
+        return await answer
+
+    def start(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        call: int,
+        request: bytes,
+        due: float,
+        deliver: Deliver,
+    ) -> None:
+        """Send a request now; from any thread."""
+        while True:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                loop.call_soon_threadsafe(self._open, call, request, due, deliver)
+                return
+            if connection.open:
+                connection.ask(call, request, due, deliver)
+                return
 
     def close(self) -> None:
-        """Close the connections that wait for a request."""
-        for connection in self._idle:
+        """Close all connections."""
+        if self._sweep is not None:
+            self._sweep.cancel()
+        for connection in self._connections:
             connection.close()
+        self._connections.clear()
         self._idle.clear()
 
-    async def _connection(self) -> Connection:
-        while self._idle:
-            if (connection := self._idle.pop()).open:
-                return connection
-        self.connections += 1
+    def _open(self, call: int, request: bytes, due: float, deliver: Deliver) -> None:
+        task = asyncio.create_task(self._connect_and_ask(call, request, due, deliver))
+        self._opening.add(task)  # the loop itself refers to it weakly
+        task.add_done_callback(self._opening.discard)
+
+    async def _connect_and_ask(
+        self, call: int, request: bytes, due: float, deliver: Deliver
+    ) -> None:
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(ANSWER_SECONDS):
-            return (await loop.create_connection(Connection, self._host, self._port))[1]
+        self.connections += 1
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                raw = await connected(*self._address)
+        except OSError:  # which TimeoutError is as well
+            now = time.perf_counter()
+            deliver(Reply(call, due, now, now, LOST, {}, b""))
+            return
+        connection = Connection(raw, self._idle)
+        self._connections.append(connection)
+        if self._sweep is None:
+            self._sweep = loop.call_later(ANSWER_SECONDS / 4, self._give_up, loop)
+        connection.ask(call, request, due, deliver)
+
+    def _give_up(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Close the connections whose answer is overdue: one timer for all requests."""
+        since = time.perf_counter() - ANSWER_SECONDS
+        for connection in self._connections:
+            if connection.waits and connection.sent < since:
+                connection.close()
+        self._connections = [connection for connection in self._connections if connection.open]
+        self._sweep = loop.call_later(ANSWER_SECONDS / 4, self._give_up, loop)
+
+
+async def connected(host: str, port: int) -> socket.socket:
+    """Return a socket connected to the first address of ``host``; it does not block."""
+    loop = asyncio.get_running_loop()
+    family, kind, protocol, _, address = (
+        await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    )[0]
+    raw = socket.socket(family, kind, protocol)
+    try:
+        raw.setblocking(False)
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        await loop.sock_connect(raw, address)
+    except BaseException:
+        raw.close()
+        raise
+    return raw
 
 
 async def callers(
@@ -180,27 +290,28 @@ async def at_times(client: Client, requests: Sequence[bytes], arrivals: Seconds)
 
     Returns the replies in the order of the arrivals.
     """
+    if not len(arrivals):
+        return []
     loop = asyncio.get_running_loop()
-    tasks: list[asyncio.Task[Reply]] = []
-    begun = loop.create_future()
+    all_here = loop.create_future()
+    replies: dict[int, Reply] = {}
     begin = time.perf_counter()
 
-    def start(row: int, due: float) -> None:
-        call = row % len(requests)
-        tasks.append(loop.create_task(client.send(call, requests[call], due)))
-        if len(tasks) == len(arrivals):
-            begun.set_result(None)
+    def keep(row: int, reply: Reply) -> None:
+        replies[row] = reply
+        if len(replies) == len(arrivals):
+            all_here.set_result(None)
 
     def keep_time() -> None:
-        # A loop's own timers are good to a millisecond, which is much of what is measured here.
+        # A loop's own timers are good to a millisecond, which is much of what is measured here; and
+        # to wake the loop for each request, that it may send it, costs as much as its answer.
         for row, arrival in enumerate(arrivals.tolist()):
             due = begin + arrival
             if (wait := due - time.perf_counter()) > 0:
                 time.sleep(wait)
-            loop.call_soon_threadsafe(start, row, due)
+            call = row % len(requests)
+            client.start(loop, call, requests[call], due, partial(keep, row))
 
-    if not len(arrivals):
-        return []
     threading.Thread(target=keep_time, daemon=True).start()
-    await begun
-    return list(await asyncio.gather(*tasks))
+    await all_here
+    return [replies[row] for row in range(len(arrivals))]

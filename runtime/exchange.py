@@ -121,7 +121,7 @@ class Exchange:
                         continue
                 untokenized = self._waiting.take_untokenized()
                 if not untokenized:
-                    chosen = self._claim(expired)
+                    chosen = self._claim(expired, idle)
                 elif self._waiting:
                     self._changed.notify()
             if untokenized:
@@ -129,7 +129,7 @@ class Exchange:
                 with self._changed:
                     if self._has_nothing_to_take():
                         continue
-                    chosen = self._claim(expired)
+                    chosen = self._claim(expired, idle)
             deliver(expired)
             if chosen.texts:
                 return chosen
@@ -244,8 +244,8 @@ class Exchange:
             if left <= 0 or not self._changed.wait(left):
                 return
 
-    def _claim(self, expired: list[Outcome]) -> Chosen:
-        """Take the next batch out of what waits."""
+    def _claim(self, expired: list[Outcome], idle: bool) -> Chosen:
+        """Take the next batch out of what waits. ``idle``: nothing did when this worker came."""
         now = time.monotonic()
         if now >= self._swept + SWEEP_SECONDS:
             self._swept = now
@@ -255,7 +255,9 @@ class Exchange:
         if any(request.dropped for request, _ in chosen.texts):
             kept = [k for k, (request, _) in enumerate(chosen.texts) if not request.dropped]
             chosen = Chosen([chosen.texts[k] for k in kept], [chosen.ids[k] for k in kept])
-        if self._adaptive and not self._running and not self._waiting.all():
+        # What had to wait shows that more is asked for than one at a time: the next comes soon, and
+        # would find all threads taken.
+        if self._adaptive and idle and not self._running and not self._waiting.all():
             chosen = chosen._replace(alone=True)
         tally = self._tally
         tokens = 0

@@ -507,6 +507,33 @@ def test_a_text_that_is_alone_gets_all_threads(adaptive: Encoder) -> None:
     assert executions.together == {(0, 0), (1, 0)}
 
 
+def test_a_text_that_had_to_wait_leaves_a_thread_for_the_next(
+    adaptive: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two callers in turns would otherwise each wait for the other's text by all threads."""
+    assert adaptive._wide is not None
+    run, reached, go_on = adaptive._wide.run, threading.Event(), threading.Event()
+
+    def hold(batch: Batch) -> Any:
+        reached.set()
+        assert go_on.wait(LONG)
+        return run(batch)
+
+    monkeypatch.setattr(adaptive._wide, "run", hold)
+    executions = Executions(adaptive)
+    with DynamicBatcher(adaptive) as batcher:
+        first = batcher.submit("头痛")
+        assert reached.wait(LONG)
+        second = batcher.submit("发烧")
+        go_on.set()
+        assert first.result(LONG).shape == second.result(LONG).shape == (48,)
+        assert executions.together == {(1, 0), (0, 0), (0, 1)}
+        # Nothing waits any more, so the next has all threads again.
+        executions.together.clear()
+        batcher.submit("头痛").result(LONG)
+    assert executions.together == {(1, 0), (0, 0)}
+
+
 def test_many_texts_of_an_idle_batcher_are_executed_by_all_workers(
     adaptive: Encoder, pool: dict[str, np.ndarray]
 ) -> None:

@@ -153,6 +153,32 @@ def test_an_answer_that_never_comes_is_lost(handler: Handler) -> None:
     assert [reply.status for reply in against(handler, ask)] == [LOST] * 3
 
 
+def test_an_answer_that_takes_too_long_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("corom.benchmarks.http_client.ANSWER_SECONDS", 0.2)
+
+    async def never(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        await asyncio.sleep(5)
+
+    replies = against(never, lambda client: at_times(client, [post(b"x")] * 3, np.zeros(3)))
+    assert [reply.status for reply in replies] == [LOST] * 3
+    assert all(0.2 <= reply.latency < 2 for reply in replies)
+
+
+def test_a_request_larger_than_the_system_takes_at_once_arrives() -> None:
+    bodies = [bytes([65 + k]) * 9_000_000 for k in range(3)]
+    requests = [post(body) for body in bodies]
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.1)
+        while True:
+            body = await read_request(reader)
+            writer.write(OK[:-2].replace(b": 2", b": %d" % len(body)) + body)
+
+    replies = against(slow, lambda client: at_times(client, requests, np.zeros(3)))
+    assert [reply.body for reply in replies] == bodies
+
+
 def test_nobody_listening_is_lost() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
