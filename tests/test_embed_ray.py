@@ -137,6 +137,35 @@ def test_who_is_killed_costs_no_row_and_the_folder_is_the_same_to_the_byte(
     assert "texts were longer" in said[-1]
 
 
+LATE_THREADS = """
+import sys, threading, time
+import ray
+from corom.runtime.cli import main
+
+calls = []
+
+def slow_get(*arguments, **options):
+    if threading.current_thread().name != "iter_threaded":
+        return get(*arguments, **options)
+    calls.append(arguments)
+    try:
+        time.sleep(1)
+        return get(*arguments, **options)
+    finally:
+        calls.pop()
+
+def shutdown(*arguments, **options):
+    print("calls of Ray at its end:", len(calls), file=sys.stderr)
+    end(*arguments, **options)
+
+get, end = ray.get, ray.shutdown
+ray.get, ray.shutdown = slow_get, shutdown
+main()
+"""
+"""Ray ends the process if it is shut down while a thread still calls it: exit code 1, and not
+a word for the user. So such calls are made to last."""
+
+
 @needs_ray
 @pytest.mark.parametrize(
     ("sent", "code"),
@@ -152,7 +181,8 @@ def test_interrupted_or_killed_it_goes_on_without_ray(
     code: int,
 ) -> None:
     folder = tmp_path / "vectors"
-    with start(*command(folder, *RAY)) as process:
+    program = ("-c", LATE_THREADS, *command(folder, *RAY))
+    with start(*program, program=sys.executable) as process:
         wait_for(lambda: shards(folder) >= 2, process)
         alive = workers(process)
         process.send_signal(sent)
@@ -164,53 +194,13 @@ def test_interrupted_or_killed_it_goes_on_without_ray(
     psutil.wait_procs(alive, timeout=30)
     assert not [p for p in alive if p.is_running()], "a worker was left behind"
     if sent == signal.SIGINT:
+        assert "calls of Ray at its end: 0" in err.splitlines()
         assert err.splitlines()[-1] == "Interrupted."
         assert not list(folder.glob(".*"))
     done = corom(*command(folder))
     assert done.returncode == 0, done.stderr
     assert "Going on: " in done.stderr
     assert contents(folder) == whole
-
-
-LATE_THREADS = """
-import sys, threading, time
-import ray
-from corom.runtime.cli import main
-
-calls = []
-
-def slow_get(*arguments, **options):
-    if threading.current_thread().name != "iter_threaded":
-        return get(*arguments, **options)
-    calls.append(arguments)
-    try:
-        time.sleep(3)
-        return get(*arguments, **options)
-    finally:
-        calls.pop()
-
-def shutdown(*arguments, **options):
-    print("calls at the end:", len(calls), file=sys.stderr)
-    end(*arguments, **options)
-
-get, end = ray.get, ray.shutdown
-ray.get, ray.shutdown = slow_get, shutdown
-main()
-"""
-
-
-@needs_ray
-def test_ray_is_not_shut_down_while_a_thread_still_calls_it(
-    start: Start, command: Callable[..., list[Any]], tmp_path: Path
-) -> None:
-    """Ray would end the process: exit code 1, and not a word for the user."""
-    folder = tmp_path / "vectors"
-    with start("-c", LATE_THREADS, *command(folder, *RAY), program=sys.executable) as process:
-        wait_for(lambda: shards(folder) >= 1, process)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate()
-    assert process.returncode == 130, err
-    assert "calls at the end: 0" in err.splitlines()
 
 
 @needs_ray
