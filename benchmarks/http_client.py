@@ -53,15 +53,19 @@ Deliver = Callable[[Reply], None]
 class Connection:
     """One connection with at most one request on its way.
 
-    ``idle``: where it puts itself when it is free for the next request.
+    ``idle``: where it is while it is free for the next request; ``there``: while it is open.
     """
 
-    def __init__(self, raw: socket.socket, idle: "list[Connection]") -> None:
-        self._socket, self._idle = raw, idle
+    def __init__(
+        self, raw: socket.socket, idle: "list[Connection]", there: "set[Connection]"
+    ) -> None:
+        self._socket, self._idle, self._there = raw, idle, there
+        there.add(self)
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(raw, self._read)
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._deliver: Deliver | None = None
+        self._all_sent = True
         self.open = True
 
     def ask(self, call: int, request: bytes, due: float, deliver: Deliver) -> None:
@@ -79,6 +83,7 @@ class Connection:
             self._loop.call_soon_threadsafe(self.close)
             return
         if written < len(request):
+            self._all_sent = False
             self._loop.call_soon_threadsafe(self._send_rest, request[written:])
 
     def close(self) -> None:
@@ -88,6 +93,9 @@ class Connection:
             self._parser = None  # which refers to this
             self._loop.remove_reader(self._socket)
             self._loop.remove_writer(self._socket)
+            self._there.discard(self)
+            with suppress(ValueError):
+                self._idle.remove(self)
             # Its number stays taken until nobody refers to it: another thread may write to it now.
             with suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
@@ -113,7 +121,7 @@ class Connection:
         """The answer is complete; called by the parser, which knows only now if it may go on."""
         assert self._parser is not None
         status = self._parser.get_status_code()
-        if self._parser.should_keep_alive():
+        if self._parser.should_keep_alive() and self._all_sent:
             self._end(status, self._idle)
         else:
             self._end(status)
@@ -149,6 +157,8 @@ class Connection:
 
     def _send_rest(self, rest: bytes) -> None:
         """Go on with a request that the system did not take at once."""
+        if not self.open:
+            return
         try:
             rest = rest[self._socket.send(rest) :]
         except BlockingIOError:
@@ -156,11 +166,11 @@ class Connection:
         except OSError:
             self.close()
             return
-        if not self.open:
-            return
         self._loop.remove_writer(self._socket)
         if rest:
             self._loop.add_writer(self._socket, self._send_rest, rest)
+        else:
+            self._all_sent = True
 
 
 class Client:
@@ -170,7 +180,7 @@ class Client:
         parts = urlsplit(url)
         self._address = (parts.hostname or "", parts.port or 80)
         self._idle: list[Connection] = []
-        self._connections: list[Connection] = []
+        self._there: set[Connection] = set()
         self._opening: set[asyncio.Task[None]] = set()
         self._sweep: asyncio.TimerHandle | None = None
         self.connections = 0
@@ -211,10 +221,10 @@ class Client:
         """Close all connections."""
         if self._sweep is not None:
             self._sweep.cancel()
-        for connection in self._connections:
+        for task in self._opening:
+            task.cancel()
+        for connection in list(self._there):
             connection.close()
-        self._connections.clear()
-        self._idle.clear()
 
     def _open(self, call: int, request: bytes, due: float, deliver: Deliver) -> None:
         task = asyncio.create_task(self._connect_and_ask(call, request, due, deliver))
@@ -233,8 +243,7 @@ class Client:
             now = time.perf_counter()
             deliver(Reply(call, due, now, now, LOST, {}, b""))
             return
-        connection = Connection(raw, self._idle)
-        self._connections.append(connection)
+        connection = Connection(raw, self._idle, self._there)
         if self._sweep is None:
             self._sweep = loop.call_later(ANSWER_SECONDS / 4, self._give_up, loop)
         connection.ask(call, request, due, deliver)
@@ -242,10 +251,9 @@ class Client:
     def _give_up(self, loop: asyncio.AbstractEventLoop) -> None:
         """Close the connections whose answer is overdue: one timer for all requests."""
         since = time.perf_counter() - ANSWER_SECONDS
-        for connection in self._connections:
+        for connection in list(self._there):
             if connection.waits and connection.sent < since:
                 connection.close()
-        self._connections = [connection for connection in self._connections if connection.open]
         self._sweep = loop.call_later(ANSWER_SECONDS / 4, self._give_up, loop)
 
 
@@ -299,7 +307,7 @@ async def at_times(client: Client, requests: Sequence[bytes], arrivals: Seconds)
 
     def keep(row: int, reply: Reply) -> None:
         replies[row] = reply
-        if len(replies) == len(arrivals):
+        if len(replies) == len(arrivals) and not all_here.done():
             all_here.set_result(None)
 
     def keep_time() -> None:
@@ -309,6 +317,8 @@ async def at_times(client: Client, requests: Sequence[bytes], arrivals: Seconds)
             due = begin + arrival
             if (wait := due - time.perf_counter()) > 0:
                 time.sleep(wait)
+            if all_here.done():  # nobody waits for it any more
+                return
             call = row % len(requests)
             client.start(loop, call, requests[call], due, partial(keep, row))
 

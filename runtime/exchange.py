@@ -51,6 +51,8 @@ class Exchange:
         self._ended = False
         self._tally = Tally()
         self._swept = 0.0
+        self._answered = 0.0
+        """When the last batch was."""
 
     def put(self, request: Request, *, even_if_full: bool = False) -> None:
         """Let a request wait; raises ``Overloaded`` if too much waits, ``CoromError`` once closed.
@@ -121,7 +123,7 @@ class Exchange:
                         continue
                 untokenized = self._waiting.take_untokenized()
                 if not untokenized:
-                    chosen = self._claim(expired, idle)
+                    chosen = self._claim(expired)
                 elif self._waiting:
                     self._changed.notify()
             if untokenized:
@@ -129,7 +131,7 @@ class Exchange:
                 with self._changed:
                     if self._has_nothing_to_take():
                         continue
-                    chosen = self._claim(expired, idle)
+                    chosen = self._claim(expired)
             deliver(expired)
             if chosen.texts:
                 return chosen
@@ -162,6 +164,7 @@ class Exchange:
         usages = {request.usage for request, _ in chosen.texts}
         ended = time.monotonic()
         with self._changed:
+            self._answered = ended
             self._tally.run_seconds += seconds * self._workers if chosen.alone else seconds
             self._pace.note(sum(map(len, chosen.ids)), seconds, alone=chosen.alone)
             self._waiting.batch_tokens = self._pace.batch_tokens(self._most_tokens)
@@ -244,8 +247,8 @@ class Exchange:
             if left <= 0 or not self._changed.wait(left):
                 return
 
-    def _claim(self, expired: list[Outcome], idle: bool) -> Chosen:
-        """Take the next batch out of what waits. ``idle``: nothing did when this worker came."""
+    def _claim(self, expired: list[Outcome]) -> Chosen:
+        """Take the next batch out of what waits."""
         now = time.monotonic()
         if now >= self._swept + SWEEP_SECONDS:
             self._swept = now
@@ -255,10 +258,11 @@ class Exchange:
         if any(request.dropped for request, _ in chosen.texts):
             kept = [k for k, (request, _) in enumerate(chosen.texts) if not request.dropped]
             chosen = Chosen([chosen.texts[k] for k in kept], [chosen.ids[k] for k in kept])
-        # What had to wait shows that more is asked for than one at a time: the next comes soon, and
-        # would find all threads taken.
-        if self._adaptive and idle and not self._running and not self._waiting.all():
-            chosen = chosen._replace(alone=True)
+        if self._adaptive and not self._running and not self._waiting.all():
+            # What was asked for before the last answer came shows that one caller is not all there
+            # is: the next text comes soon, and would find all threads taken.
+            alone = all(request.asked >= self._answered for request, _ in chosen.texts)
+            chosen = chosen._replace(alone=alone)
         tally = self._tally
         tokens = 0
         for (request, _), ids in zip(chosen.texts, chosen.ids, strict=True):

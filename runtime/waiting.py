@@ -29,7 +29,7 @@ class Chosen(NamedTuple):
     texts: list[tuple[Request, int]]
     ids: list[list[int]]
     alone: bool = False
-    """Nothing else is executed or waits to be, and it did not have to wait itself."""
+    """Nothing else is executed or waits to be, and it did not have to wait for others."""
 
     def batch(self) -> Batch:
         """Return the texts padded to the longest."""

@@ -507,6 +507,23 @@ def test_a_text_that_is_alone_gets_all_threads(adaptive: Encoder) -> None:
     assert executions.together == {(0, 0), (1, 0)}
 
 
+def test_whoever_asks_again_when_answered_gets_all_threads_again(adaptive: Encoder) -> None:
+    """Before the worker that answered is back to look for more."""
+    executions, left, done = Executions(adaptive), list(range(20)), threading.Event()
+    with DynamicBatcher(adaptive) as batcher:
+
+        def ask(_: object = None) -> None:
+            if left:
+                left.pop()
+                batcher.submit("头痛").add_done_callback(ask)
+            else:
+                done.set()
+
+        ask()
+        assert done.wait(LONG)
+    assert executions.together == {(0, 0), (1, 0)}
+
+
 def test_a_text_that_had_to_wait_leaves_a_thread_for_the_next(
     adaptive: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

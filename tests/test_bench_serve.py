@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -179,6 +180,41 @@ def test_a_request_larger_than_the_system_takes_at_once_arrives() -> None:
     assert [reply.body for reply in replies] == bodies
 
 
+def test_an_early_answer_does_not_free_a_connection_that_is_still_written_to() -> None:
+    large = post(b"A" * 12_000_000)
+
+    async def early(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            writer.write(OK)
+            await writer.drain()
+            await asyncio.sleep(0.1)  # what is large fills the system's buffers meanwhile
+            await reader.readexactly(int(head.split(b"Content-Length: ")[1].split(b"\r")[0]))
+
+    async def ask(client: Client) -> list[int]:
+        async with asyncio.timeout(20):
+            return [(await client.send(0, one)).status for one in (large, post(b"x"), post(b"x"))]
+
+    assert against(early, ask) == [200] * 3
+
+
+def test_an_open_loop_that_is_given_up_sends_no_more() -> None:
+    async def ask(client: Client) -> tuple[int, int]:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(at_times(client, [post(b"x")], np.linspace(0, 1, 50)), 0.2)
+        await asyncio.sleep(0.05)
+        before = client.connections
+        await asyncio.sleep(0.2)
+        return before, client.connections
+
+    async def never(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        await asyncio.sleep(5)
+
+    before, after = against(never, ask)
+    assert before == after > 0
+
+
 def test_nobody_listening_is_lost() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -197,6 +233,23 @@ def test_a_connection_that_the_server_closes_is_not_used_again() -> None:
         return [(await client.send(0, post(b"x"))).status for _ in range(3)], client.connections
 
     assert against(once, ask) == ([200] * 3, 3)
+
+
+def test_what_is_closed_takes_no_descriptor() -> None:
+    async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(OK)
+        await writer.drain()  # and closes it once it is idle
+
+    async def ask(client: Client) -> int:
+        process = psutil.Process()
+        before = process.num_fds()
+        for _ in range(30):
+            await client.send(0, post(b"x"))
+            await asyncio.sleep(0.005)
+        return process.num_fds() - before
+
+    assert against(once, ask) < 5
 
 
 # --- calls and their checking
