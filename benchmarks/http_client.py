@@ -258,16 +258,12 @@ class Client:
 
 
 async def connected(host: str, port: int) -> socket.socket:
-    """Return a socket connected to the first address of ``host``; it does not block."""
-    loop = asyncio.get_running_loop()
-    family, kind, protocol, _, address = (
-        await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    )[0]
-    raw = socket.socket(family, kind, protocol)
+    """Return a socket that is connected and does not block."""
+    raw = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
         raw.setblocking(False)
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        await loop.sock_connect(raw, address)
+        await asyncio.get_running_loop().sock_connect(raw, (host, port))
     except BaseException:
         raw.close()
         raise
