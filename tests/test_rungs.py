@@ -162,7 +162,9 @@ def test_what_was_measured_is_shown_even_if_it_cannot_be_written(
     environment = offline_environment | {"COROM_CACHE": str(tmp_path / "file" / "cache")}
     done = corom("tune", tiny_bundle, "--seconds", "0.001", "--min-cosine", "0.5", env=environment)
     assert (done.returncode, "| fp32 onnxruntime |" in done.stdout) == (3, True), done.stderr
-    done = corom("bench", "throughput", tiny_bundle, "--count", "9", "-o", tmp_path / "file" / "x.json")
+    done = corom(
+        "bench", "throughput", tiny_bundle, "--count", "9", "-o", tmp_path / "file" / "x.json"
+    )
     assert (done.returncode, "texts/s" in done.stdout) == (3, True), done.stderr
 
 
