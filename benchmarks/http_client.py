@@ -221,6 +221,7 @@ class Client:
         """Close all connections."""
         if self._sweep is not None:
             self._sweep.cancel()
+            self._sweep = None  # the next connection starts it again
         for task in self._opening:
             task.cancel()
         for connection in list(self._there):
