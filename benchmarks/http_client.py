@@ -66,7 +66,6 @@ class Connection:
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._deliver: Deliver | None = None
         self._all_sent = True
-        self.open = True
 
     def ask(self, call: int, request: bytes, due: float, deliver: Deliver) -> None:
         """Send a request; from any thread, but one at a time."""
@@ -88,12 +87,11 @@ class Connection:
 
     def close(self) -> None:
         """Close the connection; what was asked is lost."""
-        if self.open:
-            self.open = False
+        if self in self._there:
+            self._there.remove(self)
             self._parser = None  # which refers to this
             self._loop.remove_reader(self._socket)
             self._loop.remove_writer(self._socket)
-            self._there.discard(self)
             with suppress(ValueError):
                 self._idle.remove(self)
             # Its number stays taken until nobody refers to it: another thread may write to it now.
@@ -122,12 +120,12 @@ class Connection:
         assert self._parser is not None
         status = self._parser.get_status_code()
         if self._parser.should_keep_alive() and self._all_sent:
-            self._end(status, self._idle)
+            self._end(status, free=True)
         else:
             self._end(status)
             self.close()
 
-    def _end(self, status: int, idle: "list[Connection] | None" = None) -> None:
+    def _end(self, status: int, *, free: bool = False) -> None:
         """Deliver what came of the request, if there is one, and be free for the next."""
         if (deliver := self._deliver) is None:
             return
@@ -135,8 +133,8 @@ class Connection:
         body = b"".join(self._parts)
         reply = Reply(self._call, self._due, self.sent, ended, status, self._headers, body)
         self._deliver = None
-        if idle is not None:
-            idle.append(self)  # whoever takes it asks at once, so this is the last thing done
+        if free:
+            self._idle.append(self)  # whoever takes it asks at once, so this is the last thing done
         deliver(reply)
 
     def _read(self) -> None:
@@ -157,7 +155,7 @@ class Connection:
 
     def _send_rest(self, rest: bytes) -> None:
         """Go on with a request that the system did not take at once."""
-        if not self.open:
+        if self not in self._there:
             return
         try:
             rest = rest[self._socket.send(rest) :]
@@ -207,15 +205,12 @@ class Client:
         deliver: Deliver,
     ) -> None:
         """Send a request now; from any thread."""
-        while True:
-            try:
-                connection = self._idle.pop()
-            except IndexError:
-                loop.call_soon_threadsafe(self._open, call, request, due, deliver)
-                return
-            if connection.open:
-                connection.ask(call, request, due, deliver)
-                return
+        try:
+            connection = self._idle.pop()  # in one step: another thread may take one as well
+        except IndexError:
+            loop.call_soon_threadsafe(self._open, call, request, due, deliver)
+        else:
+            connection.ask(call, request, due, deliver)
 
     def close(self) -> None:
         """Close all connections."""

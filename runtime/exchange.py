@@ -258,11 +258,15 @@ class Exchange:
         if any(request.dropped for request, _ in chosen.texts):
             kept = [k for k, (request, _) in enumerate(chosen.texts) if not request.dropped]
             chosen = Chosen([chosen.texts[k] for k in kept], [chosen.ids[k] for k in kept])
-        if self._adaptive and not self._running and not self._waiting.all():
-            # What was asked for before the last answer came shows that one caller is not all there
-            # is: the next text comes soon, and would find all threads taken.
-            alone = all(request.asked >= self._answered for request, _ in chosen.texts)
-            chosen = chosen._replace(alone=alone)
+        # What was asked for before the last answer came shows that one caller is not all there is:
+        # the next text comes soon, and would find all threads taken.
+        if (
+            self._adaptive
+            and not self._running
+            and not self._waiting.all()
+            and all(request.asked >= self._answered for request, _ in chosen.texts)
+        ):
+            chosen = chosen._replace(alone=True)
         tally = self._tally
         tokens = 0
         for (request, _), ids in zip(chosen.texts, chosen.ids, strict=True):

@@ -71,11 +71,11 @@ def encoder(tiny_bundle: Path) -> Iterator[Encoder]:
 
 
 class Gate:
-    """Stands before an encoder's backend: holds batches back until it is opened, and notes them."""
+    """Stands before a backend: holds batches back until it is opened, and notes them."""
 
-    def __init__(self, encoder: Encoder) -> None:
-        self._run = encoder._backend.run
-        encoder._backend.run = self.run  # type: ignore[method-assign]
+    def __init__(self, backend: Any) -> None:
+        self._run = backend.run
+        backend.run = self.run
         self.is_open = threading.Event()
         self.reached = threading.Event()
         self.batches: list[list[list[int]]] = []
@@ -93,7 +93,7 @@ class Gate:
 
 @pytest.fixture
 def gate(encoder: Encoder) -> Iterator[Gate]:
-    gate = Gate(encoder)
+    gate = Gate(encoder._backend)
     yield gate
     gate.is_open.set()
 
@@ -150,7 +150,7 @@ def test_options_are_those_of_encode_and_each_callers_own(
 ) -> None:
     texts = ["头痛怎么办", "", "CT 12 mg", "发烧"]
     with Encoder(tiny_mean_bundle) as encoder, DynamicBatcher(encoder) as batcher:
-        gate = Gate(encoder)
+        gate = Gate(encoder._backend)
         first = batcher.submit("第一")
         mixed = [(batcher.submit(t, **options), batcher.submit(t, truncate_dim=3)) for t in texts]
         gate.is_open.set()
@@ -524,25 +524,15 @@ def test_whoever_asks_again_when_answered_gets_all_threads_again(adaptive: Encod
     assert executions.together == {(0, 0), (1, 0)}
 
 
-def test_a_text_that_had_to_wait_leaves_a_thread_for_the_next(
-    adaptive: Encoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_text_that_had_to_wait_leaves_a_thread_for_the_next(adaptive: Encoder) -> None:
     """Two callers in turns would otherwise each wait for the other's text by all threads."""
-    assert adaptive._wide is not None
-    run, reached, go_on = adaptive._wide.run, threading.Event(), threading.Event()
-
-    def hold(batch: Batch) -> Any:
-        reached.set()
-        assert go_on.wait(LONG)
-        return run(batch)
-
-    monkeypatch.setattr(adaptive._wide, "run", hold)
+    gate = Gate(adaptive._wide)
     executions = Executions(adaptive)
     with DynamicBatcher(adaptive) as batcher:
         first = batcher.submit("头痛")
-        assert reached.wait(LONG)
+        assert gate.reached.wait(LONG)
         second = batcher.submit("发烧")
-        go_on.set()
+        gate.is_open.set()
         assert first.result(LONG).shape == second.result(LONG).shape == (48,)
         assert executions.together == {(1, 0), (0, 0), (0, 1)}
         # Nothing waits any more, so the next has all threads again.
@@ -589,47 +579,32 @@ def test_a_worker_that_dies_alone_holds_nobody_up(
     adaptive: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert adaptive._wide is not None
-    run, reached, go_on = adaptive._wide.run, threading.Event(), threading.Event()
-
-    def die(_batch: Batch) -> Any:
-        reached.set()
-        assert go_on.wait(LONG)
-        raise SystemExit
-
-    monkeypatch.setattr(adaptive._wide, "run", die)
+    run = adaptive._wide.run
+    monkeypatch.setattr(adaptive._wide, "run", Mock(side_effect=SystemExit))
+    gate = Gate(adaptive._wide)
     with DynamicBatcher(adaptive) as batcher:
         unlucky = batcher.submit("头痛")
-        assert reached.wait(LONG)
+        assert gate.reached.wait(LONG)
         waiting = batcher.submit("发烧")
         monkeypatch.setattr(adaptive._wide, "run", run)
-        go_on.set()
+        gate.is_open.set()
         with pytest.raises(WorkerError):
             unlucky.result(SOON)
         assert waiting.result(SOON).shape == (48,)
 
 
-def test_closing_ends_workers_that_wait_for_one_that_is_alone(
-    adaptive: Encoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_closing_ends_workers_that_wait_for_one_that_is_alone(adaptive: Encoder) -> None:
     """Also when what they would have executed has expired meanwhile."""
-    assert adaptive._wide is not None
-    run, reached, go_on = adaptive._wide.run, threading.Event(), threading.Event()
-
-    def hold(batch: Batch) -> Any:
-        reached.set()
-        assert go_on.wait(LONG)
-        return run(batch)
-
-    monkeypatch.setattr(adaptive._wide, "run", hold)
+    gate = Gate(adaptive._wide)
     batcher = DynamicBatcher(adaptive)
     first = batcher.submit("头痛")
-    assert reached.wait(LONG)
+    assert gate.reached.wait(LONG)
     late = batcher.submit("发烧", timeout=0.2)
     closing = threading.Thread(target=batcher.close, daemon=True)
     closing.start()
     with pytest.raises(DeadlineExceeded):
         late.result(SOON)
-    go_on.set()
+    gate.is_open.set()
     assert first.result(SOON).shape == (48,)
     closing.join(SOON)
     assert not closing.is_alive()
@@ -816,7 +791,7 @@ def test_deadlines_are_told_in_time_in_whatever_order_they_come(
 ) -> None:
     told: dict[int, float] = {}
     with Encoder(tiny_bundle, threads=1) as encoder, DynamicBatcher(encoder) as batcher:
-        gate = Gate(encoder)
+        gate = Gate(encoder._backend)
         try:
             batcher.submit("第一")
             assert gate.reached.wait(LONG)
@@ -1022,7 +997,7 @@ def test_a_text_that_the_backend_cannot_run_fails_alone(encoder: Encoder) -> Non
     encoder._backend.run = fail  # type: ignore[method-assign]
     texts = ["头", "痛", "毒", "发", "烧", "毒", "好"]
     with DynamicBatcher(encoder) as batcher:
-        gate = Gate(encoder)
+        gate = Gate(encoder._backend)
         first = batcher.submit("第一")
         assert gate.reached.wait(LONG)
         answers = [batcher.submit(text) for text in texts]
@@ -1330,7 +1305,7 @@ def test_a_callback_may_close_the_batcher(encoder: Encoder) -> None:
 
 def test_a_batcher_that_is_let_go_answers_and_leaves_nothing(tiny_bundle: Path) -> None:
     encoder = Encoder(tiny_bundle, threads=1)
-    gate = Gate(encoder)
+    gate = Gate(encoder._backend)
     batcher = DynamicBatcher(encoder)
     answers = [batcher.submit("头痛", timeout=timeout) for timeout in (None, LONG)]
     assert gate.reached.wait(LONG)

@@ -146,6 +146,11 @@ async def no_http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
     await asyncio.sleep(1)
 
 
+async def never(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+    await read_request(reader)
+    await asyncio.sleep(5)
+
+
 @pytest.mark.parametrize("handler", [ended_early, ended_at_once, no_http])
 def test_an_answer_that_never_comes_is_lost(handler: Handler) -> None:
     async def ask(client: Client) -> list[Reply]:
@@ -156,10 +161,6 @@ def test_an_answer_that_never_comes_is_lost(handler: Handler) -> None:
 
 def test_an_answer_that_takes_too_long_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("corom.benchmarks.http_client.ANSWER_SECONDS", 0.2)
-
-    async def never(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
-        await read_request(reader)
-        await asyncio.sleep(5)
 
     replies = against(never, lambda client: at_times(client, [post(b"x")] * 3, np.zeros(3)))
     assert [reply.status for reply in replies] == [LOST] * 3
@@ -206,10 +207,6 @@ def test_an_open_loop_that_is_given_up_sends_no_more() -> None:
         before = client.connections
         await asyncio.sleep(0.2)
         return before, client.connections
-
-    async def never(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
-        await read_request(reader)
-        await asyncio.sleep(5)
 
     before, after = against(never, ask)
     assert before == after > 0
