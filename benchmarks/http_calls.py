@@ -108,7 +108,7 @@ def check(
                 cosine = float(row_cosines(expected[rows], found).min())
         except ValueError:
             cosine = 0.0
-        worst = cosine if worst is None else min(worst, cosine)
+        worst = cosine if worst is None else float(np.minimum(worst, cosine))  # NaN too
         right, wrong = right + (cosine >= cosine_min), wrong + (not cosine >= cosine_min)
     statuses = Counter(reply.status for reply in replies)
     return Checked(right, wrong, statuses[LOST], dict(statuses), worst)

@@ -29,7 +29,7 @@ def compare(
         max_abs_error=_bad_if_nan(errors.max(), _HUGE),
         non_finite=int(sum((~np.isfinite(vectors)).sum() for vectors in candidates)),
         rank_agreement=rank_agreement(reference, np.nan_to_num(in_batches[0])),
-        batch_invariance=_bad_if_nan(max(drifts), _HUGE),
+        batch_invariance=_bad_if_nan(np.max(drifts), _HUGE),
         worst_text=texts[worst],
     )
 

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 
 from corom.runtime import Encoder, load_manifest
+from corom.runtime.batching import Batch
 from corom.runtime.errors import BundleError, CoromError, ParityError
 from corom.runtime.golden import GOLDEN_NAME, Golden, load_golden, save_golden
 from corom.runtime.manifest import Variant
 from corom.runtime.native_library import native_executes
+from corom.runtime.proof import prove
+from corom.runtime.vectors import Vectors
 from corom.runtime.verify import measure, verify_bundle
 
 Corom = Callable[..., subprocess.CompletedProcess[str]]
@@ -168,3 +171,26 @@ def test_an_engine_that_gives_wrong_vectors_is_refused_when_opened(
         encoder._prove(altered, tokenizer_json, cosine_min=0.9995)
     with pytest.raises(CoromError, match="closed"):
         encoder.encode("一")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
+@pytest.mark.parametrize("broken", [0, -1])
+def test_a_vector_that_has_no_cosine_is_a_wrong_one(
+    altered: Path, broken: int, value: float
+) -> None:
+    tokenizer_json = (altered / "tokenizer.json").read_bytes()
+    golden = load_golden(altered / GOLDEN_NAME)
+    with Encoder(altered) as encoder:
+        batches = 0
+
+        def run(batch: Batch) -> Vectors:
+            nonlocal batches
+            vectors = encoder.run(batch)
+            if batches == broken % len(golden.texts):
+                vectors[:] = value
+            batches += 1
+            return vectors
+
+        with pytest.raises(ParityError, match="gives wrong vectors on this machine"):
+            prove(run, 1, altered, encoder.manifest, tokenizer_json, 0.9995, encoder.choice)
+    assert batches == len(golden.texts)
