@@ -18,6 +18,9 @@ from .peer_process import PeerError, PeerProcess, worker_command
 
 RUNG = [sys.executable, "-m", "corom.benchmarks.rung_worker"]
 WARM_TEXTS = 64
+TURN_SECONDS = 1.0
+"""What a turn of many texts takes at least, for all alike: how long a CPU needs to be at full speed
+again after it was idle would count most for who is fastest."""
 CALLER_SECONDS = 2.0
 
 
@@ -131,7 +134,7 @@ def warm(entries: Sequence[Entry], texts: list[str], threads: int) -> None:
         settings = sorted({1, threads}) if entry.contestant.ours else BATCHES
         seconds = {}
         for setting in (settings[0], *settings):  # the first call of all is no measure
-            answer = process.ask("throughput", texts=texts, setting=setting)
+            answer = process.ask("throughput", texts=texts, setting=setting, seconds=TURN_SECONDS)
             seconds[setting] = answer["seconds"]
         entry.setting = min(seconds, key=seconds.__getitem__)
 
@@ -154,7 +157,7 @@ def play(
 
     def measure(entry: Entry, process: PeerProcess) -> None:
         entry.latencies.append(process.ask("latency", texts=latency_texts)["seconds"])
-        answer = process.ask("throughput", texts=texts, setting=entry.setting)
+        answer = process.ask("throughput", texts=texts, setting=entry.setting, seconds=TURN_SECONDS)
         entry.rates.append(len(texts) / answer["seconds"])
         if entry.contestant.ours and callers:
             found = process.ask(

@@ -4,6 +4,7 @@ import html.parser
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -92,7 +93,12 @@ def test_a_worker_gives_the_references_vectors_and_times_itself(
         alone = worker.ask("latency", texts=TEXTS[:3])["seconds"]
         assert len(alone) == 3
         assert all(seconds > 0 for seconds in alone)
-        assert worker.ask("throughput", texts=TEXTS, setting=8)["seconds"] > 0
+        start = time.perf_counter()
+        of_one = worker.ask("throughput", texts=TEXTS, setting=8, seconds=0)["seconds"]
+        assert 0 < of_one < time.perf_counter() - start
+        start = time.perf_counter()
+        of_many = worker.ask("throughput", texts=TEXTS, setting=8, seconds=0.5)["seconds"]
+        assert time.perf_counter() - start >= 0.5 > of_many > 0
         # What fails is answered, and the next request works.
         with pytest.raises(PeerError, match="'latency' failed: TypeError"):
             worker.ask("latency", texts=None)
