@@ -302,6 +302,16 @@ async def at_times(client: Client, requests: Sequence[bytes], arrivals: Seconds)
         if len(replies) == len(arrivals) and not all_here.done():
             all_here.set_result(None)
 
+    def fail(error: BaseException) -> None:
+        if not all_here.done():
+            all_here.set_exception(error)
+
+    def send_all() -> None:
+        try:
+            keep_time()
+        except BaseException as error:  # or who waits for the answers would wait for ever
+            loop.call_soon_threadsafe(fail, error)
+
     def keep_time() -> None:
         # A loop's own timers are good to a millisecond, which is much of what is measured here; and
         # to wake the loop for each request, that it may send it, costs as much as its answer.
@@ -314,6 +324,6 @@ async def at_times(client: Client, requests: Sequence[bytes], arrivals: Seconds)
             call = row % len(requests)
             client.start(loop, call, requests[call], due, partial(keep, row))
 
-    threading.Thread(target=keep_time, daemon=True).start()
+    threading.Thread(target=send_all, daemon=True).start()
     await all_here
     return [replies[row] for row in range(len(arrivals))]

@@ -212,6 +212,12 @@ def test_an_open_loop_that_is_given_up_sends_no_more() -> None:
     assert before == after > 0
 
 
+def test_what_fails_while_an_open_loop_is_sent_ends_it() -> None:
+    nothing: list[bytes] = []
+    with pytest.raises(ZeroDivisionError):
+        against(echo, lambda client: asyncio.wait_for(at_times(client, nothing, np.zeros(3)), 5))
+
+
 def test_nobody_listening_is_lost() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
