@@ -38,15 +38,19 @@ from .writers import SUFFIXES, open_writer
     "-o",
     "--output",
     metavar=f"FILE({'|'.join(SUFFIXES)})|FOLDER",
-    help="Write there; a folder, or a URL for one, gets Parquet shards and can be resumed. "
-    "Default: JSON lines on stdout.",
+    help="Write there, in place of a file that exists; a folder, or a URL for one, gets Parquet "
+    "shards and can be resumed. Default: JSON lines on stdout.",
 )
 @click.option(
     "--text-column",
     metavar="NAME|NUMBER",
     help="Column with the text; a number, from 1, where there is no header line. Default: text.",
 )
-@click.option("--id-column", metavar="NAME|NUMBER", help="Column with the id. Default: none.")
+@click.option(
+    "--id-column",
+    metavar="NAME|NUMBER",
+    help="Column with the id. Default: none; in a folder ids are the numbers of the rows, from 0.",
+)
 @click.option(
     "--input-format",
     type=click.Choice([kind.removeprefix(".") for kind in KINDS]),

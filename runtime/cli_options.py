@@ -27,6 +27,10 @@ class Number(click.FloatRange):
             self.fail(f"{value} is not a finite number.", param, ctx)
         return number
 
+    def _describe_range(self) -> str:
+        """Return the range for --help; click shows one without ends as "x<=None"."""
+        return "" if self.min is None is self.max else super()._describe_range()
+
 
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -107,4 +111,9 @@ def encoder_options(command: Command) -> Command:
 def say_cut(count: int, max_length: int) -> None:
     """Say on stderr how many texts were cut, if any."""
     if count:
-        click.echo(f"{count} texts were longer than {max_length} tokens and were cut.", err=True)
+        which = "1 text was" if count == 1 else f"{count} texts were"
+        click.echo(
+            f"{which} longer than {max_length} tokens and cut; corom embed refuses them with "
+            "--error-on-truncate.",
+            err=True,
+        )

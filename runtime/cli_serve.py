@@ -30,7 +30,7 @@ def serving_options(command: Any) -> Any:  # noqa: ANN401
         _option(
             "--served-model-name",
             multiple=True,
-            help="Name that requests may call the model by; default: the bundle's.",
+            help="Name that requests may call the model by, repeatable; default: the bundle's.",
         ),
         _option(
             "--max-batch-tokens",
@@ -105,7 +105,7 @@ def serving_options(command: Any) -> Any:  # noqa: ANN401
         _option(
             "--cors-allow-origin",
             multiple=True,
-            help="Origin whose pages may call; * for all. Default: none.",
+            help="Origin whose pages may call, repeatable; * for all. Default: none.",
         ),
         _option("--json-output", is_flag=True, help="Log JSON, one line a request."),
         _option("--otlp-endpoint", help="Send traces to this OpenTelemetry collector, over HTTP."),

@@ -363,7 +363,7 @@ class Encoder:
             cut_logger.warning(
                 "%s longer than %d tokens and cut; this is said once. Encoder.truncated_texts "
                 "(of a server: corom_truncated_texts_total) counts all that are; "
-                'truncate="error" (--no-auto-truncate) refuses them.',
+                'truncate="error" (corom serve: --no-auto-truncate) refuses them.',
                 "1 text was" if count == 1 else f"{count} texts were",
                 self.max_length,
             )

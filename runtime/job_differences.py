@@ -21,11 +21,15 @@ def differences_of(found: Job, asked: Job) -> list[str]:
     names = [name for name in Job.__struct_fields__ if name not in {"inputs", "bundle_path"}]
     pairs = ((name, getattr(found, name), getattr(asked, name)) for name in names)
     lines = [
-        f"{_OPTIONS.get(name, name)}: found {old}, asked for {new}"
+        f"{_OPTIONS.get(name, name)}: found {_word(old)}, asked for {_word(new)}"
         for name, old, new in pairs
         if old != new
     ]
     return lines + (["the input has changed"] if contents(found) != contents(asked) else [])
+
+
+def _word(value: object) -> object:
+    return "nothing" if value is None else value
 
 
 _NAMED_AS_THEIR_OPTION = (

@@ -147,6 +147,10 @@ def load_manifest(bundle: Path) -> Manifest:
     try:
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
+        if bundle.exists() and not bundle.is_dir():
+            raise BundleError(
+                f"'{bundle}' is not a bundle: it is a file, a bundle is a folder."
+            ) from None
         reason = "the folder has no manifest.json" if bundle.is_dir() else "there is no such folder"
         raise BundleError(
             f"'{bundle}' is not a bundle: {reason}. Make one with: corom export SOURCE -o {bundle}"

@@ -10,7 +10,7 @@ import click
 import numpy as np
 import pytest
 
-from corom.runtime import Encoder
+from corom.runtime import CoromError, Encoder
 from corom.runtime.cli import COMMANDS, exit_codes
 
 Corom = Callable[..., subprocess.CompletedProcess[str]]
@@ -65,6 +65,7 @@ def test_help_is_quick(corom: Corom) -> None:
         (["score", "bundle", "one"], "Missing argument 'OTHER...'"),
         (["inspect"], "Missing argument 'BUNDLE'"),
         (["inspect", "absent"], "'absent' is not a bundle: there is no such folder"),
+        (["inspect", os.devnull], f"'{os.devnull}' is not a bundle: it is a file"),
         (["verify", "absent"], "'absent' is not a bundle"),
         (["score", "absent", "a", "b"], "'absent' is not a bundle"),
         (["embed", "absent", "a"], "'absent' is not a bundle"),
@@ -133,7 +134,18 @@ def test_inspect_shows_what_a_bundle_holds(corom: Corom, tiny_mean_bundle: Path)
 def test_inspect_as_json_is_the_manifest_and_the_engines(corom: Corom, tiny_bundle: Path) -> None:
     done = corom("inspect", "--json", tiny_bundle)
     manifest = json.loads((tiny_bundle / "manifest.json").read_bytes())
-    assert json.loads(done.stdout) == manifest | {"engines": []}
+    shown = json.loads(done.stdout)
+    here = shown.pop("here")
+    assert shown == manifest | {"engines": []}
+    assert ["onnxruntime", "cpu", ["fp32"], {}] in [list(way.values()) for way in here]
+    # What is said to run here can be opened; what is not says so when it is asked for.
+    for way in here:
+        chosen = {"backend": way["backend"], "device": way["device"]}
+        for precision in way["precisions"]:
+            Encoder(tiny_bundle, precision=precision, **chosen).close()
+        for precision in way["why_not"]:
+            with pytest.raises(CoromError):
+                Encoder(tiny_bundle, precision=precision, **chosen)
 
 
 # --- What is not here

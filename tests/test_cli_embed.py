@@ -123,7 +123,7 @@ def test_a_megabyte_in_one_line(corom: Corom, tiny_bundle: Path, out: Path) -> N
     done = corom("embed", tiny_bundle, "-o", out / "v.npy", input="头痛怎么办" * 70_000 + "\n短\n")
     assert done.returncode == 0
     assert "2 vectors of 48" in done.stderr
-    assert "1 texts were longer than 128 tokens and were cut." in done.stderr
+    assert "1 text was longer than 128 tokens and cut; " in done.stderr
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".jsonl", ".parquet"])
@@ -157,7 +157,7 @@ def test_options_are_those_of_encode(
     [
         (["text", "-i", "FILE"], "", "not both"),
         (["-i", "absent.txt"], "", "there is no file 'absent.txt'"),
-        (["-i", "."], "", "'.' cannot be read: Is a directory"),
+        (["-i", "."], "", "'.' is a folder. Give its files: '*.jsonl'"),
         (["-o", "v.txt", "x"], "", "must end in one of: .npy, .jsonl, .parquet"),
         (["-o", "v", "x"], "", "must end in one of"),
         (["-o", "absent/v.npy", "x"], "", "there is no folder 'absent'"),
@@ -396,7 +396,7 @@ def test_texts_that_were_cut_are_always_told(corom: Corom, tiny_bundle: Path) ->
     for arguments in (("embed", tiny_bundle, "长" * 300), ("score", tiny_bundle, "短", "长" * 300)):
         done = corom(*arguments)
         assert done.returncode == 0
-        assert "1 texts were longer than 128 tokens and were cut." in done.stderr
+        assert "1 text was longer than 128 tokens and cut; " in done.stderr
 
 
 def test_a_closed_standard_error_is_no_failure(
