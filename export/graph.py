@@ -70,11 +70,23 @@ def save_graph(model: onnx.ModelProto, path: Path) -> None:
         raise InputError(f"the graph holds operators outside the standard domain: {foreign}.")
     path.parent.mkdir(parents=True, exist_ok=True)
     weight_bytes = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    data_of(path).unlink(missing_ok=True)  # onnx would write behind what is there
     if weight_bytes > EXTERNAL_DATA_BYTES:
-        onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data")
+        onnx.save(model, path, save_as_external_data=True, location=data_of(path).name)
     else:
         onnx.save(model, path)
     onnx.checker.check_model(path, full_check=True)
+
+
+def data_of(path: Path) -> Path:
+    """Return where the weights of a graph are that are too large for its own file."""
+    return path.with_name(f"{path.name}.data")
+
+
+def remove_graph(path: Path) -> None:
+    """Remove a graph, and its weights where they are in a file of their own."""
+    path.unlink()
+    data_of(path).unlink(missing_ok=True)
 
 
 def _permute_keys_in_two_steps(model: onnx.ModelProto) -> None:

@@ -18,6 +18,7 @@ from corom.runtime.native_weights import INDEX_NAME
 from .checkpoint import Checkpoint
 from .config import EncoderConfig
 from .encoder import TorchEncoder
+from .graph import remove_graph
 from .native_index import fits_native
 from .parity import NOTHING_PUBLISHED, pass_gate
 from .per_token_graph import PER_TOKEN_GRAPH, export_per_token_graph, require_groups
@@ -98,7 +99,7 @@ def make_rungs(
             if for_engines:
                 raise ParityError(f"{error}\n{NOTHING_PUBLISHED}") from None
             failures.append(str(error))
-            (staging / HALF_GRAPH).unlink()
+            remove_graph(staging / HALF_GRAPH)
         else:
             say(f"Every result rounded to fp16, the cosine is at least {rounded.cosine_min:.7f}")
             made.append("fp16")
@@ -136,5 +137,5 @@ def prove_variants(
         if parity:
             passed.append(msgspec.structs.replace(variant, parity=parity))
     for file in {v.file for v in variants} - {v.file for v in passed}:
-        (staging / file).unlink()
+        remove_graph(staging / file)
     return Ladder(tuple(passed), failures)

@@ -40,8 +40,8 @@ logger = logging.getLogger("corom")
 class OpenVinoBackend:
     """One compiled model on the CPU; each thread that calls has an infer request of its own.
 
-    ``graph_sha256``: names the compiled model in the cache. ``threads``: of each of ``workers``
-    executions at once. ``max_tokens``: those a text is cut to;
+    ``content``: names what graph and weights hold, for the cache of compiled models. ``threads``:
+    of each of ``workers`` executions at once. ``max_tokens``: those a text is cut to;
     ``max_positions``: those the model can take.
 
     Raises ``UnavailableError`` without the package, or for a precision that this CPU lacks.
@@ -53,7 +53,7 @@ class OpenVinoBackend:
     def __init__(
         self,
         graph: Path,
-        graph_sha256: str,
+        content: str,
         dimension: int,
         threads: int,
         precision: Precision,
@@ -64,7 +64,7 @@ class OpenVinoBackend:
         core = open_core()
         require_precision(core, precision)
         options = _options(precision, threads, workers)
-        self._model = _compiled(core, graph, graph_sha256, options)
+        self._model = _compiled(core, graph, content, options)
         inputs = {item.get_any_name() for item in self._model.inputs}
         outputs = {item.get_any_name(): _last_dimension(item) for item in self._model.outputs}
         require_interface(graph, inputs, outputs, dimension)
@@ -158,11 +158,11 @@ def _options(precision: Precision, threads: int, workers: int) -> dict[str, obje
     }
 
 
-def _compiled(core: Any, graph: Path, graph_sha256: str, options: dict[str, object]) -> Any:  # noqa: ANN401
+def _compiled(core: Any, graph: Path, content: str, options: dict[str, object]) -> Any:  # noqa: ANN401
     """Return the graph compiled; what an earlier process compiled here is taken from the cache."""
     # By precision, which OpenVINO 2026.4 leaves out of its key: what was compiled for fp32 gives
     # NaN in bf16 on CPUs with AMX, or ends the process.
-    name = f"{graph_sha256[:16]}-{options['INFERENCE_PRECISION_HINT']}"
+    name = f"{content}-{options['INFERENCE_PRECISION_HINT']}"
     folder = cache_root() / "openvino" / name
     try:
         folder.mkdir(parents=True, exist_ok=True)

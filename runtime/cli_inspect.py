@@ -14,7 +14,7 @@ from .cli_options import bundle_argument, json_option
 from .engine_cache import shipped_engines
 from .engine_table import engine_table
 from .gpu_machine import this_machine
-from .manifest import Manifest, load_manifest
+from .manifest import Manifest, Precision, load_manifest
 from .parity_table import parity_table, variant_rows
 
 
@@ -51,8 +51,8 @@ class Here(NamedTuple):
 
     backend: str
     device: str
-    precisions: list[str]
-    why_not: dict[str, str]
+    precisions: list[Precision]
+    why_not: dict[Precision, str]
     """Of the bundle's other precisions that this backend executes."""
 
 

@@ -15,8 +15,8 @@ from .backend import Backend, Sharing, Streaming, open_backend
 from .batching import Batch, pad, plan_batches
 from .choice import Asked, choose
 from .engine_cache import EngineCache
-from .errors import CoromError, InputError
-from .manifest import checked_file, load_manifest
+from .errors import CoromError, InputError, ParityError
+from .manifest import Tolerance, checked_file, load_manifest
 from .offline import distinct, execute, one_ahead
 from .options import (
     EncodeOptions,
@@ -31,7 +31,7 @@ from .progress import progress_bar
 from .proof import ROUNDED, prove
 from .tokens import Tokenizer, Tokens, Truncate, are_ids
 from .tuning import Goal
-from .vectors import Vectors, grow, similarity
+from .vectors import Vectors, are_finite, grow, similarity
 from .windows import windows
 
 logger = logging.getLogger("corom")
@@ -117,10 +117,12 @@ class Encoder:
         self._closed = False
         self._before_close: dict[Callable[[], None], None] = {}
         self._lock = threading.Lock()
-        # Without parity it is about to be measured, by the exporter. The kernels are compiled here.
-        differs = self.precision in ROUNDED or self.backend_name == "native"
+        # Without parity it is about to be measured, by the exporter. The kernels are compiled here,
+        # OpenVINO's model may come from its cache, and what a GPU computes was not seen at export.
+        made_here = self.device == "cuda" or self.backend_name in {"native", "openvino"}
+        differs = made_here or self.precision in ROUNDED
         if self.backend_name == "tensorrt" or (differs and choice.variant.parity):
-            self._prove(folder, tokenizer_json, choice.variant.tolerance.cosine_min)
+            self._prove(folder, tokenizer_json, choice.variant.tolerance)
         logger.info("%s: %s", manifest.name, self.choice)
 
     @property
@@ -222,13 +224,13 @@ class Encoder:
         return found
 
     def run(self, batch: Batch) -> Vectors:
-        """Execute one batch and return its un-normalized vectors (B, H)."""
-        self.require_open()
-        try:
-            return self._backend.run(batch)
-        except AttributeError:  # of what another thread has released meanwhile
-            self.require_open()
-            raise
+        """Execute one batch and return its un-normalized vectors (B, H).
+
+        Raises ``ParityError`` if one holds NaN or infinity.
+        """
+        vectors = self._run(batch)
+        self._require_finite(vectors)
+        return vectors
 
     @property
     def adaptive(self) -> bool:
@@ -238,13 +240,16 @@ class Encoder:
     def run_alone(self, batch: Batch) -> Vectors:
         """As ``run``, by the threads of all workers; nothing else should be executed meanwhile."""
         self.require_open()
-        return (self._wide or self._backend).run(batch)
+        vectors = (self._wide or self._backend).run(batch)
+        self._require_finite(vectors)
+        return vectors
 
     def encode_tokens(self, tokens: Tokens) -> Vectors:
         """Return the un-normalized vectors (N, H) of N texts that are token ids already."""
         self.require_open()
         vectors = np.empty((len(tokens.ids), self.dimension), np.float32)
         self._execute(tokens, vectors, None)
+        self._require_finite(vectors, 0)
         return vectors
 
     def encode_together(self, texts: list[str]) -> Vectors:
@@ -316,6 +321,7 @@ class Encoder:
                 start, end = end, end + len(tokens.ids)
                 grow(vectors, end)
                 self._execute(tokens, vectors[start:end], batch_size)
+                self._require_finite(vectors[start:end], start)
                 advance(end - start)
         if end < len(vectors):
             vectors.resize((end, self.dimension), refcheck=False)
@@ -331,11 +337,32 @@ class Encoder:
             for rows, ready in zip(plan, self._backend.stream(batches), strict=True):
                 found[rows] = ready
         else:
-            execute(self.run, once, plan, found, self.workers)
+            execute(self._run, once, plan, found, self.workers)
         if rows_of is not None:
             np.take(found, rows_of, axis=0, out=out)
 
-    def _prove(self, folder: Path, tokenizer_json: bytes, cosine_min: float) -> None:
+    def _run(self, batch: Batch) -> Vectors:
+        self.require_open()
+        try:
+            return self._backend.run(batch)
+        except AttributeError:  # of what another thread has released meanwhile
+            self.require_open()
+            raise
+
+    def _require_finite(self, vectors: Vectors, first: int | None = None) -> None:
+        """Raise ``ParityError`` unless all values are; ``first``: position of the first text."""
+        if are_finite(vectors):
+            return
+        wrong = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+        which = (
+            f"{len(wrong)} of {len(vectors)} texts" if first is None else f"text {first + wrong[0]}"
+        )
+        raise ParityError(
+            f"the vector of {which} holds NaN or infinite values, by {self.choice}. Where a lower "
+            "precision overflows, fp32 does not: --precision fp32."
+        )
+
+    def _prove(self, folder: Path, tokenizer_json: bytes, tolerance: Tolerance) -> None:
         try:
             prove(
                 self._backend.run,
@@ -343,7 +370,7 @@ class Encoder:
                 folder,
                 self.manifest,
                 tokenizer_json,
-                cosine_min,
+                tolerance,
                 self.choice,
             )
         except BaseException:

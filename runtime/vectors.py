@@ -1,5 +1,7 @@
 """What is done to vectors after the encoder: shorten, normalize, compare."""
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -24,10 +26,20 @@ def check_dimension(dimension: int, present: int) -> None:
 
 
 def normalize(vectors: Vectors) -> Vectors:
-    """Return the rows of (N, H) scaled to length 1; a row of zeros stays as it is."""
+    """Return the rows of (N, H) scaled to length 1; a row of zeros stays as it is.
+
+    One that holds NaN or infinity does not become one that holds neither.
+    """
     norms = np.sqrt(np.einsum("nh,nh->n", vectors, vectors))[:, None]
-    scaled: Vectors = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
+    with np.errstate(invalid="ignore"):
+        scaled: Vectors = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms != 0)
     return scaled
+
+
+def are_finite(vectors: Vectors) -> bool:
+    """Say whether no value is NaN or infinite: their sum tells, in one pass."""
+    with np.errstate(invalid="ignore"):
+        return math.isfinite(np.add.reduce(vectors, axis=None))
 
 
 def similarity(queries: Vectors, documents: Vectors, kind: Similarity) -> Vectors:

@@ -1,6 +1,7 @@
 """ONNX Runtime on the GPU: what is said without one, and its bindings on the CPU provider."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -56,6 +57,21 @@ def test_a_provider_that_did_not_start_is_an_error(
         pytest.raises((UnavailableError, BundleError)),
     ):
         OnnxRuntimeCudaBackend(graph, 3, 1)
+
+
+def test_fp32_is_not_multiplied_as_tf32(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def opened(*arguments: Any) -> Any:
+        asked.extend(arguments)
+        raise BundleError("asked")
+
+    monkeypatch.setattr(backend_onnxruntime_cuda, "require_cuda_provider", lambda: None)
+    monkeypatch.setattr(backend_onnxruntime_cuda, "open_session", opened)
+    with pytest.raises(BundleError, match="asked"):
+        OnnxRuntimeCudaBackend(graph, 3, 1)
+    ((provider, options),) = asked[-1]
+    assert (provider, options["use_tf32"]) == ("CUDAExecutionProvider", "0")
 
 
 @pytest.mark.parametrize("cuda_graphs", [False, True])

@@ -33,6 +33,7 @@ from corom.runtime import (
     InputError,
     InputTypeError,
     Overloaded,
+    ParityError,
     WorkerError,
 )
 from corom.runtime.admission import STRETCH
@@ -1012,6 +1013,34 @@ def test_a_text_that_the_backend_cannot_run_fails_alone(encoder: Encoder) -> Non
         assert batcher.counters().failed == 2
         with pytest.raises(MemoryError):
             asyncio.run(batcher.aencode(texts))
+
+
+def test_a_vector_that_holds_nan_fails_alone(encoder: Encoder) -> None:
+    (poison,) = encoder.token_ids(["毒"])
+    run = encoder._backend.run
+
+    def overflow(batch: Batch) -> Any:
+        vectors = run(batch)
+        for row, ids in enumerate(batch.input_ids):
+            if ids[: len(poison)].tolist() == poison:
+                vectors[row, 3] = np.nan
+        return vectors
+
+    encoder._backend.run = overflow  # type: ignore[method-assign]
+    with DynamicBatcher(encoder) as batcher:
+        gate = Gate(encoder._backend)
+        first = batcher.submit("第一")
+        assert gate.reached.wait(LONG)
+        answers = {text: batcher.submit(text) for text in ("头", "毒", "发")}
+        gate.is_open.set()
+        for good in (first, answers["头"], answers["发"]):
+            assert np.isfinite(good.result(LONG)).all()
+        with pytest.raises(ParityError, match="NaN or infinite values, by fp32 by onnxruntime"):
+            answers["毒"].result(LONG)
+    with pytest.raises(ParityError, match="1 of 1 texts holds NaN"):
+        encoder.encode("毒")
+    with pytest.raises(ParityError, match="text 2 holds NaN"):
+        encoder.encode(["头", "发", "毒", "毒"], normalize_embeddings=True)
 
 
 class Tokenizing:

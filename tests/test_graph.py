@@ -1,5 +1,6 @@
 """Graph: standard operators, free batch and length, nothing of this machine in it."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -160,6 +161,46 @@ def test_weights_beyond_protobufs_limit_go_beside_the_graph(large: Path, tiny_bu
     assert (large / "onnx" / "model.onnx").stat().st_size < 100_000
     with Encoder(large) as encoder, Encoder(tiny_bundle) as expected:
         np.testing.assert_array_equal(encoder.encode("头痛"), expected.encode("头痛"))
+
+
+def test_a_graph_that_needs_no_weights_beside_it_leaves_none(
+    large: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = large / "onnx" / "model.onnx"
+    size = (large / "onnx" / "model.onnx.data").stat().st_size
+    save_graph(onnx.load(path), path)
+    assert (large / "onnx" / "model.onnx.data").stat().st_size == size  # not written behind them
+    monkeypatch.setattr(graph_module, "EXTERNAL_DATA_BYTES", 2**31)
+    save_graph(onnx.load(tiny_bundle / "onnx" / "model.onnx"), path)
+    assert [p.name for p in (large / "onnx").iterdir()] == ["model.onnx"]
+
+
+def test_other_weights_beside_the_same_graph_are_not_taken_from_the_cache(
+    large: Path, rehash: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenVINO's own key is the graph's path and times, which reproducible images keep."""
+    monkeypatch.setenv("COROM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(
+        Encoder, "_prove", lambda *_: None
+    )  # the golden vectors are of the old ones
+    graph = large / "onnx" / "model.onnx"
+    before = graph.stat()
+    with Encoder(large, backend="openvino") as encoder:
+        old = encoder.encode("头痛")
+    model = onnx.load(graph)
+    for tensor in model.graph.initializer:
+        if tensor.name.endswith("embeddings.words.weight"):
+            values = onnx.numpy_helper.to_array(tensor)[:, ::-1].copy()
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    save_graph(model, graph)
+    rehash(large)
+    os.utime(graph, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert graph.stat().st_size == before.st_size
+    with Encoder(large) as encoder:
+        new = encoder.encode("头痛")
+    assert np.abs(new - old).max() > 0.1
+    with Encoder(large, backend="openvino") as encoder:
+        np.testing.assert_allclose(encoder.encode("头痛"), new, atol=1e-4)
 
 
 def test_weights_beside_the_graph_are_hashed_too(large: Path) -> None:

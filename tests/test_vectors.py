@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from corom.runtime.errors import InputError, InputTypeError
-from corom.runtime.vectors import normalize, shorten, similarity
+from corom.runtime.vectors import are_finite, normalize, shorten, similarity
 
 VALUES = st.floats(-1e3, 1e3, width=32).map(lambda x: x if abs(x) > 1e-3 else 0.0)
 SHAPES = st.tuples(st.integers(0, 9), st.integers(1, 9))
@@ -28,6 +28,23 @@ def test_normalized_rows_have_length_one_and_zeros_stay(vectors: np.ndarray) -> 
 def test_normalizing_twice_changes_nothing(vectors: np.ndarray) -> None:
     once = normalize(vectors)
     np.testing.assert_allclose(normalize(once), once, atol=1e-6)
+
+
+@given(VECTORS, st.sampled_from([np.nan, np.inf, -np.inf]), st.data())
+def test_what_is_not_finite_is_never_hidden(
+    vectors: np.ndarray, value: float, data: st.DataObject
+) -> None:
+    assert are_finite(vectors)
+    if not vectors.size:
+        return
+    row, column = (data.draw(st.integers(0, count - 1)) for count in vectors.shape)
+    others = np.arange(len(vectors)) != row
+    broken = vectors.copy()
+    broken[row, column] = value
+    assert not are_finite(broken)
+    scaled = normalize(broken)
+    assert not np.isfinite(scaled[row]).all()
+    np.testing.assert_array_equal(scaled[others], normalize(vectors)[others])
 
 
 @given(VECTORS, st.data())

@@ -13,7 +13,7 @@ from corom.runtime import Encoder, load_manifest
 from corom.runtime.batching import Batch
 from corom.runtime.errors import BundleError, CoromError, ParityError
 from corom.runtime.golden import GOLDEN_NAME, Golden, load_golden, save_golden
-from corom.runtime.manifest import Variant
+from corom.runtime.manifest import Tolerance, Variant
 from corom.runtime.native_library import native_executes
 from corom.runtime.proof import prove
 from corom.runtime.vectors import Vectors
@@ -22,6 +22,8 @@ from corom.runtime.verify import measure, verify_bundle
 Corom = Callable[..., subprocess.CompletedProcess[str]]
 Rehash = Callable[..., None]
 
+
+LOOSE = Tolerance(cosine_min=0.9995)
 
 CPU_BACKENDS = ["onnxruntime", "openvino"]
 """What executes fp32 on a machine without a GPU."""
@@ -162,13 +164,13 @@ def test_an_engine_that_gives_wrong_vectors_is_refused_when_opened(
     """The check that TensorRT engines go through at load, on a backend that runs anywhere."""
     tokenizer_json = (altered / "tokenizer.json").read_bytes()
     with Encoder(altered) as encoder:
-        encoder._prove(altered, tokenizer_json, cosine_min=0.99999)
+        encoder._prove(altered, tokenizer_json, Tolerance(cosine_min=0.99999))
     golden = load_golden(altered / GOLDEN_NAME)
     save_golden(altered / GOLDEN_NAME, Golden(golden.texts, golden.vectors[:, ::-1].copy()))
     rehash(altered)
     encoder = Encoder(altered)
     with pytest.raises(ParityError, match="gives wrong vectors on this machine"):
-        encoder._prove(altered, tokenizer_json, cosine_min=0.9995)
+        encoder._prove(altered, tokenizer_json, Tolerance(cosine_min=0.9995))
     with pytest.raises(CoromError, match="closed"):
         encoder.encode("一")
 
@@ -192,5 +194,22 @@ def test_a_vector_that_has_no_cosine_is_a_wrong_one(
             return vectors
 
         with pytest.raises(ParityError, match="gives wrong vectors on this machine"):
-            prove(run, 1, altered, encoder.manifest, tokenizer_json, 0.9995, encoder.choice)
+            prove(run, 1, altered, encoder.manifest, tokenizer_json, LOOSE, encoder.choice)
     assert batches == len(golden.texts)
+
+
+@pytest.mark.parametrize("factor", [2.0, 0.5, 1.001])
+def test_vectors_of_another_length_are_wrong_ones(altered: Path, factor: float) -> None:
+    """Cosines do not see it; inner products, CoROM's similarity, do."""
+    tokenizer_json = (altered / "tokenizer.json").read_bytes()
+    with Encoder(altered) as encoder:
+
+        def run(batch: Batch) -> Vectors:
+            return encoder.run(batch) * np.float32(factor)
+
+        (fp32,) = encoder.manifest.variants
+        for tolerance in (LOOSE, fp32.tolerance):
+            if tolerance is LOOSE and factor == 1.001:  # as codes of 8 bits may
+                continue
+            with pytest.raises(ParityError, match="gives wrong vectors on this machine"):
+                prove(run, 99, altered, encoder.manifest, tokenizer_json, tolerance, "")
