@@ -213,7 +213,9 @@ class DynamicBatcher:
     ) -> Tokens:
         """Return the tokens of a piece of the series, which begins at ``start``."""
         texts = piece[0] if len(series) == 1 and isinstance(piece[0], str) else piece
-        if sum(len(text) for text in piece if isinstance(text, str | list)) <= SHORT_CHARACTERS:
+        prefix = len(wish.prefix)
+        size = sum(prefix + len(text) for text in piece if isinstance(text, str | list))
+        if size <= SHORT_CHARACTERS:
             return self.encoder.tokenize(texts, wish, start)
         import asyncio
 

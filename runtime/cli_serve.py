@@ -74,6 +74,11 @@ def serving_options(command: Any) -> Any:  # noqa: ANN401
             help="Bytes of all bodies that are being read; more is answered with 429.",
         ),
         _option(
+            "--vector-memory",
+            type=click.IntRange(1),
+            help="Bytes of all vectors that are computed or sent; more is answered with 429.",
+        ),
+        _option(
             "--auto-truncate/--no-auto-truncate",
             help="Cut texts that are too long, and say so in x-truncated-texts; or refuse them.",
         ),
@@ -90,7 +95,11 @@ def serving_options(command: Any) -> Any:  # noqa: ANN401
             help="Seconds a request may take, or less by its x-request-timeout; then 504.",
         ),
         _option("--header-timeout", type=SECONDS, help="Seconds a client has to send its headers."),
-        _option("--body-timeout", type=SECONDS, help="Seconds a client has to send its body."),
+        _option(
+            "--body-timeout",
+            type=SECONDS,
+            help="Seconds a client has to send its body, and to take some more of its answer.",
+        ),
         _option("--keep-alive-timeout", type=SECONDS, help="Seconds a connection may stay idle."),
         _option(
             "--shutdown-timeout",

@@ -65,7 +65,7 @@ def build_app(service: Service, metrics: Metrics, tracing: "Tracing | None" = No
     def observe(call: Call) -> None:
         route = call.path if call.path in paths else route_of(call.path, table)
         metrics.observe(call, route)
-        service.cut_off += call.cut_off
+        service.end(call)
         if tracing is not None:
             tracing.observe(call, route)
 

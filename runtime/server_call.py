@@ -25,12 +25,14 @@ class Call:
         "cut_off",
         "failure",
         "id",
+        "in_hand",
         "method",
         "path",
         "single",
         "status",
         "traceparent",
         "usage",
+        "vector_bytes",
     )
 
     def __init__(self, scope: Mapping[str, Any]) -> None:
@@ -48,6 +50,9 @@ class Call:
         self.single = True
         self.characters = 0
         self.usage = Usage()
+        self.in_hand = False
+        self.vector_bytes = 0
+        """Of its vectors, from before they are computed until they are sent."""
 
     @property
     def seconds(self) -> float:

@@ -30,6 +30,7 @@ async def encode(request: Request, service: Service, texts: Texts, options: Text
     call.characters = len(texts) if isinstance(texts, str) else sum(map(len, texts))
     asked = request.headers.get("x-request-timeout")
     timeout_s = deadline_s(asked, service.settings.request_timeout)
+    service.have_room(call, 1 if isinstance(texts, str) else len(texts))
     work = service.encode(texts, call.usage, options)
     try:
         async with asyncio.timeout(timeout_s):

@@ -38,9 +38,9 @@ def batcher_metrics(c: Counters) -> Iterator[Metric]:
         "corom_executed_tokens": ("Tokens executed, without padding.", c.batch_tokens),
         "corom_padded_tokens": ("Tokens executed, padding included.", c.padded_tokens),
         "corom_overloaded": ("Calls refused because the queue was full.", c.overloaded),
-        "corom_expired": ("Calls given up because they waited too long.", c.expired),
-        "corom_cancelled": ("Calls given up because the client went away.", c.cancelled),
-        "corom_failed": ("Calls that failed after they were admitted.", c.failed),
+        "corom_expired": ("Pieces of calls given up because they waited too long.", c.expired),
+        "corom_cancelled": ("Pieces of calls that nobody wants any more.", c.cancelled),
+        "corom_failed": ("Pieces of calls that failed after they were admitted.", c.failed),
         "corom_execution_seconds": ("Time that executions took.", c.run_seconds),
     }
     for kind, table in (("gauge", gauges), ("counter", counters)):

@@ -51,7 +51,7 @@ REFUSALS = {
     503: "Starting or ending",
     504: "Not answered in time",
 }
-EXECUTING = {424, 429, 504}
+EXECUTING = {424, 504}
 """Refusals of routes that execute the model."""
 
 

@@ -21,7 +21,7 @@ import msgspec
 
 from .errors import InputError, UnavailableError
 from .json_lines import json_line
-from .server_settings import Settings
+from .server_settings import CUT_OFF, Settings
 
 BACKLOG = 2048
 HUNG_S = 60.0
@@ -60,7 +60,7 @@ class Supervisor:
                 was_ready = self._watch(worker, pipe.fileno())
             code = worker.wait()
             if self._stopped_by is not None:
-                return 130 if self._stopped_by == signal.SIGINT and code == 0 else max(code, 0)
+                return self._code_when_stopped(code, was_ready)
             if code >= 0 and not was_ready:
                 return code or 3  # it has said why
             killed = 0 if was_ready else killed + 1
@@ -71,6 +71,13 @@ class Supervisor:
             self._say(f"The worker {how}; starting another.", "WARNING")
             if killed:
                 time.sleep(min(2**killed, 10))
+
+    def _code_when_stopped(self, code: int, was_ready: bool) -> int:
+        """Return the exit code of the command: 0, or that of the signal if something was lost."""
+        killed_in_work = code < 0 and was_ready
+        if self._stopped_by == signal.SIGINT and (killed_in_work or code <= 0):
+            return 128 + signal.SIGINT
+        return CUT_OFF if killed_in_work else max(code, 0)
 
     def _start(self) -> tuple[subprocess.Popen[bytes], int]:
         reads, writes = os.pipe()

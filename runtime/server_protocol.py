@@ -1,14 +1,18 @@
 """Connections: what uvicorn's HTTP/1.1 protocol leaves open against clients that never finish.
 
 A connection has so many seconds from its first moment, or from the first byte of a further request,
-to the end of its headers, and so many bytes. When there are too many, the one that has been quiet
-longest is closed for the new one.
+to the end of its headers, and so many bytes; and so many in which some of an answer must be taken.
+When there are too many, the one that has been quiet longest is closed for the new one.
 """
 
 import asyncio
+import fcntl
 import re
 import socket
+import sys
+import termios
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -27,8 +31,11 @@ class Connections:
     ``listener``: the socket they come by; it must not block.
     """
 
-    def __init__(self, listener: socket.socket, most: int, header_timeout_s: float) -> None:
-        self.most, self.header_timeout_s = most, header_timeout_s
+    def __init__(
+        self, listener: socket.socket, most: int, header_timeout_s: float, take_timeout_s: float
+    ) -> None:
+        self.most = most
+        self.header_timeout_s, self.take_timeout_s = header_timeout_s, take_timeout_s
         self._listener = listener
         self._accepts = True
         self._accepting: set[asyncio.Task[Any]] = set()
@@ -36,6 +43,8 @@ class Connections:
         """Those that owe headers, and since when."""
         self.idle: dict[Connection, None] = {}
         """Those that were answered and may ask again."""
+        self._untaken: dict[Connection, tuple[float, int]] = {}
+        """Those whose answer waits to be taken: bytes that are left, and since when so many."""
 
     def accept_the_rest(self, make: Callable[[], "Connection"], count: int) -> None:
         """Accept all connections that wait, while there is room for them.
@@ -71,6 +80,14 @@ class Connections:
         self.unfinished.pop(connection, None)
         self.idle.pop(connection, None)
 
+    def must_take(self, connection: "Connection", now: float) -> None:
+        """Note that a client has to take what was written to it."""
+        self._untaken[connection] = now, bytes_left(connection.transport)
+
+    def has_taken(self, connection: "Connection") -> None:
+        """Note that it has, or that it is gone."""
+        self._untaken.pop(connection, None)
+
     def make_room(self) -> bool:
         """Close the connection that has been quiet longest; False if all are busy."""
         quiet = next(iter(self.unfinished), None) or next(iter(self.idle), None)
@@ -81,16 +98,22 @@ class Connections:
         return True
 
     async def sweep(self) -> None:
-        """Close what took too long over its headers; runs until cancelled."""
+        """Close what takes too long, over its headers or an answer; runs until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(SWEEP_S)
-            overdue = loop.time() - self.header_timeout_s
+            now = loop.time()
             for connection, since in list(self.unfinished.items()):
-                if since > overdue:
+                if since > now - self.header_timeout_s:
                     break
                 self.forget(connection)
                 connection.transport.abort()
+            for connection, (since, left) in list(self._untaken.items()):
+                if bytes_left(connection.transport) < left:
+                    self.must_take(connection, now)
+                elif since <= now - self.take_timeout_s:
+                    self.has_taken(connection)
+                    connection.transport.abort()
 
 
 class WholeAnswers:
@@ -149,6 +172,7 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         self.others.forget(self)
+        self.others.has_taken(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -205,6 +229,22 @@ class Connection(HttpToolsProtocol):
         else:
             self._wait_for_another()
 
+    def pause_writing(self) -> None:
+        """Write no more until the client has taken what there is."""
+        self.others.must_take(self, self.loop.time())
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        """Go on writing."""
+        self.others.has_taken(self)
+        super().resume_writing()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close the connection, which waits for the client if something is left to be taken."""
+        if self.transport.get_write_buffer_size():
+            self.others.must_take(self, self.loop.time())
+        super().timeout_keep_alive_handler()
+
     def _wait_for_another(self) -> None:
         self.others.forget(self)
         self.others.idle[self] = None
@@ -235,6 +275,18 @@ class Connection(HttpToolsProtocol):
         self.transport.write("\r\n".join([*lines, "", ""]).encode())
         self.transport.write(body)
         self.transport.close()
+
+
+def bytes_left(transport: asyncio.Transport) -> int:
+    """Return how many of the bytes that were written the other end has not got yet.
+
+    The system's own buffer counts: it takes more from us only when a third of it is empty, which
+    may be a megabyte.
+    """
+    in_system = bytearray(4)
+    with suppress(OSError, ValueError):  # it was closed meanwhile, or the system does not tell
+        fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, in_system)
+    return transport.get_write_buffer_size() + int.from_bytes(in_system, sys.byteorder)
 
 
 def without_upgrade(data: bytes) -> bytes:

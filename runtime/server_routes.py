@@ -32,11 +32,11 @@ from .server_tei import (
     describe,
     embed_reply,
 )
-from .server_texts import options_of, texts_of
+from .server_texts import options_of, refuse_mixed, texts_of
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 TOKENIZE_CHARACTERS = 65_536
-"""What /tokenize takes at once; every token becomes an object of JSON."""
+"""What /tokenize takes at once, whose tokens become objects of JSON, and /decode, in ids."""
 TEXT_CHARACTERS = 2
 """What a text counts beside its own: as special tokens."""
 
@@ -94,12 +94,8 @@ class Routes:
                 why = f"{most} requests are in hand already (--max-concurrent-requests)."
                 raise overloaded(why, service.retry_after_s())
             service.before_reading()
-            service.in_hand += 1
-            try:
-                body = await bodies.read(request)
-                return await answer(request, decode(body, decoder))
-            finally:
-                service.in_hand -= 1
+            service.begin(request.scope["corom.call"])
+            return await answer(request, decode(await bodies.read(request), decoder))
 
         return endpoint
 
@@ -162,11 +158,12 @@ class Routes:
 
     async def _tokenize(self, _request: Request, asked: TokenizeRequest) -> Response:
         texts = [asked.inputs] if isinstance(asked.inputs, str) else asked.inputs
-        if sum(len(text) + TEXT_CHARACTERS for text in texts) > TOKENIZE_CHARACTERS:
-            why = f"/tokenize takes {TOKENIZE_CHARACTERS} characters at once. Send fewer."
-            raise Refusal(413, "Validation", why)
         tokenizer = self._service.encoder.tokenizer
         prefix = self._service.prefix(asked.prompt_name)
+        each = len(prefix) + TEXT_CHARACTERS
+        if sum(len(text) + each for text in texts) > TOKENIZE_CHARACTERS:
+            why = f"/tokenize takes {TOKENIZE_CHARACTERS} characters at once, prompts included."
+            raise Refusal(413, "Validation", f"{why} Send fewer.")
         special = asked.add_special_tokens
 
         def tokenize() -> list[list[Token]]:
@@ -177,10 +174,18 @@ class Routes:
 
     async def _decode(self, _request: Request, asked: DecodeRequest) -> Response:
         given: Any = asked.ids
+        refuse_mixed(given, "ids")
         rows = given if given and isinstance(given[0], list) else [given]
+        if sum(len(ids) + TEXT_CHARACTERS for ids in rows) > TOKENIZE_CHARACTERS:
+            why = f"/decode takes {TOKENIZE_CHARACTERS} ids at once. Send fewer."
+            raise Refusal(413, "Validation", why)
         tokenizer = self._service.encoder.tokenizer
         skip = asked.skip_special_tokens
-        return as_json([tokenizer.decode(ids, skip_special_tokens=skip) for ids in rows])
+
+        def decode() -> list[str]:
+            return [tokenizer.decode(ids, skip_special_tokens=skip) for ids in rows]
+
+        return as_json(await asyncio.to_thread(decode))
 
     async def _info(self, _request: Request) -> Response:
         self._refuse_unless_open()

@@ -17,6 +17,7 @@ from .encoder import Encoder
 from .errors import Overloaded
 from .options import TextOptions, check_options
 from .request import Usage
+from .server_call import Call
 from .server_lateness import Lateness
 from .server_settings import Settings, Warmup
 from .server_turns import Turns
@@ -40,6 +41,8 @@ class Service:
         """"starting", then "ready", then "draining"."""
         self.in_hand = 0
         """Requests that are being read or answered."""
+        self._vector_bytes = 0
+        """Of the vectors of those requests."""
         self.cut_off = 0
         """Requests that were given up because the server had to end."""
         self.lateness = Lateness()
@@ -82,6 +85,30 @@ class Service:
             self.batcher.close()
         if hasattr(self, "encoder"):
             self.encoder.close()
+
+    def begin(self, call: Call) -> None:
+        """Have a request in hand, until ``end``."""
+        call.in_hand = True
+        self.in_hand += 1
+
+    def end(self, call: Call) -> None:
+        """Note that a request is answered, or given up, to the last byte."""
+        self.in_hand -= call.in_hand
+        self._vector_bytes -= call.vector_bytes
+        self.cut_off += call.cut_off
+
+    def have_room(self, call: Call, texts: int) -> None:
+        """Have room for the vectors of a request, until ``end``.
+
+        Raises ``Overloaded`` if those of others leave it none.
+        """
+        size, others = 4 * texts * self.encoder.dimension, self._vector_bytes
+        if others and others + size > self.settings.vector_memory:
+            raise Overloaded(
+                f"{others} bytes of vectors are in hand already (--vector-memory). {TRY_LATER}"
+            )
+        call.vector_bytes = size
+        self._vector_bytes += size
 
     async def encode(
         self,

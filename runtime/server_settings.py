@@ -5,6 +5,8 @@ from typing import Any, Literal
 import msgspec
 
 Warmup = Literal["none", "min", "full"]
+CUT_OFF = 143
+"""Exit code if requests were lost: --shutdown-timeout had passed, or the worker was killed."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -25,6 +27,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_connections: int = 20_000
     payload_limit: int = 2_000_000
     body_memory: int = 256_000_000
+    vector_memory: int = 512_000_000
     auto_truncate: bool = True
     default_prompt: str | None = None
     default_prompt_name: str | None = None

@@ -26,17 +26,8 @@ def texts_of(given: str | list[Any], field: str, max_texts: int) -> tuple[Texts,
         return given, True
     if not given:
         raise Refusal(400, "Empty", f"{field} is an empty list.", param=field, code="empty")
+    refuse_mixed(given, field)
     kind = type(given[0])
-    for row, item in enumerate(given):
-        if type(item) is not kind:
-            raise Refusal(
-                422,
-                "Validation",
-                f"{field} mixes kinds: item 0 is {NAMES[kind]}, item {row} is "
-                f"{NAMES[type(item)]}. Send text alone, or token ids alone.",
-                param=field,
-                code="invalid_value",
-            )
     if kind is int:
         return [given], True
     if kind is list and not all(given):
@@ -52,6 +43,21 @@ def texts_of(given: str | list[Any], field: str, max_texts: int) -> tuple[Texts,
             code="too_many_texts",
         )
     return given, False
+
+
+def refuse_mixed(given: list[Any], field: str) -> None:
+    """Raise ``Refusal`` unless all items are of one kind."""
+    kind = type(given[0]) if given else list
+    for row, item in enumerate(given):
+        if type(item) is not kind:
+            raise Refusal(
+                422,
+                "Validation",
+                f"{field} mixes kinds: item 0 is {NAMES[kind]}, item {row} is "
+                f"{NAMES[type(item)]}. Send items of one kind.",
+                param=field,
+                code="invalid_value",
+            )
 
 
 def texts_schema(vocabulary_size: int) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from .server_log import logger, set_up_log
 from .server_metrics import Metrics
 from .server_protocol import Connections, connection_class
 from .server_service import Service
-from .server_settings import Settings
+from .server_settings import CUT_OFF, Settings
 
 HEARTBEAT_S = 1.0
 SPARE_FILES = 256
@@ -32,8 +32,6 @@ SPARE_FILES = 256
 COLLECT_AFTER = 50_000
 """Objects made and not gone, after which cycles of them are looked for. Requests leave none, and to
 look through all that is in hand under load holds the event loop for tens of milliseconds."""
-CUT_OFF = 143
-"""Exit code if requests were cut off by --shutdown-timeout."""
 
 
 class Server(uvicorn.Server):
@@ -63,7 +61,9 @@ class Worker:
         files = raise_file_limit()
         most = min(settings.max_connections, max(1, files - SPARE_FILES))
         listener.setblocking(False)
-        self._connections = Connections(listener, most, settings.header_timeout)
+        self._connections = Connections(
+            listener, most, settings.header_timeout, settings.body_timeout
+        )
         metrics = Metrics(self._service)
         if settings.prometheus_port is not None:
             metrics.serve(settings.hostname, settings.prometheus_port)

@@ -416,6 +416,21 @@ def test_the_event_loop_goes_on_while_many_texts_are_tokenized(
         assert asyncio.run(pauses(batcher)) < max(0.5 * alone, 0.1)
 
 
+def test_what_a_prompt_adds_is_not_tokenized_in_the_event_loop(encoder: Encoder) -> None:
+    tokenize, threads = encoder.tokenize, []
+
+    def noted(*arguments: Any) -> Tokens:
+        threads.append(threading.current_thread())
+        return tokenize(*arguments)
+
+    encoder.tokenize = noted  # type: ignore[method-assign]
+    with DynamicBatcher(encoder) as batcher:
+        asyncio.run(batcher.aencode(["头痛"] * 200))
+        asyncio.run(batcher.aencode(["头痛"] * 200, prompt="提" * 90))
+    main = threading.main_thread()
+    assert [thread is main for thread in threads] == [True, False]
+
+
 # --- Batches
 
 

@@ -198,6 +198,12 @@ def test_tokenize_and_decode(server: str, encoder: Encoder) -> None:
         assert reply[0].replace(" ", "") == text.replace(" ", "")
     _, reply, _ = ask(f"{server}/decode", {"ids": ids, "skip_special_tokens": False})
     assert reply[0].startswith("[CLS]")
+    for mixed in ([[2], 1], [1, [2]]):
+        status, reply, _ = ask(f"{server}/decode", {"ids": mixed})
+        assert (status, "ids mixes kinds" in refused(reply, "/decode")) == (422, True)
+    status, reply, _ = ask(f"{server}/decode", {"ids": [5] * 70_000})
+    assert (status, "65536 ids" in refused(reply, "/decode")) == (413, True)
+    assert ask(f"{server}/decode", {"ids": []})[0] == 200
     status, reply, _ = ask(f"{server}/decode", {"ids": [2000]})
     assert (status, "token id 2000" in refused(reply, "/decode")) == (422, True)
 

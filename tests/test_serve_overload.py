@@ -30,6 +30,7 @@ from corom.runtime.server_protocol import Connections, connection_class
 from corom.runtime.server_service import Service
 from corom.runtime.server_settings import Settings
 
+TAKE_S = 1.0
 TEXTS = ["头痛", "发烧三天", "高血压吃什么药", "感冒了", "失眠", "胃疼"]
 
 
@@ -120,13 +121,15 @@ def test_requests_are_read_together_while_work_waits_and_only_then(
 
 
 @asynccontextmanager
-async def listening(most: int) -> AsyncIterator[tuple[Connections, ServerState, Any]]:
+async def listening(
+    most: int, app: Any = None, **options: Any
+) -> AsyncIterator[tuple[Connections, ServerState, Any]]:
     """Connections of a listening socket, the server's state and the socket's address."""
     loop = asyncio.get_running_loop()
     with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
         listener.setblocking(False)
-        connections = Connections(listener, most, 10)
-        config = uvicorn.Config(lambda: None, lifespan="off", log_config=None)
+        connections = Connections(listener, most, 10, TAKE_S)
+        config = uvicorn.Config(app or (lambda: None), lifespan="off", log_config=None, **options)
         config.load()
         kind, state = connection_class(connections), ServerState()
         server = await loop.create_server(
@@ -168,6 +171,49 @@ def test_no_more_are_accepted_together_than_there_is_room_for() -> None:
                 while len(state.connections) < 50:
                     await asyncio.sleep(0)
             assert len(state.connections) < 60  # uvloop's own, one a turn: the oldest is to go
+            for client in clients:
+                client.close()
+
+    uvloop.run(main())
+
+
+@pytest.mark.parametrize("parts", [1, 50])
+def test_who_takes_nothing_of_an_answer_is_closed_and_who_is_slow_gets_all(parts: int) -> None:
+    size = 8_000_000
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        length = (b"content-length", str(size).encode())
+        await send({"type": "http.response.start", "status": 200, "headers": [length]})
+        for part in range(parts):
+            body = bytes(size // parts)
+            more = part + 1 < parts
+            await send({"type": "http.response.body", "body": body, "more_body": more})
+
+    def slowly(client: socket.socket) -> int:
+        taken = 0
+        while (piece := client.recv(2**18)) and (taken := taken + len(piece)) < size:
+            time.sleep(0.1)  # seconds in all, several times as long as nothing may be taken
+        return taken
+
+    async def main() -> None:
+        # An idle connection is closed sooner than one of which nothing is taken is given up.
+        async with listening(100, app, timeout_keep_alive=0.3) as (connections, state, address):
+            sweep = asyncio.create_task(connections.sweep())
+            clients = [socket.create_connection(address) for _ in range(5)]
+            for client in clients:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**17)
+                client.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            slow = asyncio.create_task(asyncio.to_thread(slowly, clients[0]))
+            async with asyncio.timeout(TAKE_S + 10):
+                while len(state.connections) > 1:
+                    await asyncio.sleep(0.05)
+            assert not slow.done()
+            assert await slow >= size
+            async with asyncio.timeout(10):
+                while state.connections:
+                    await asyncio.sleep(0.05)
+            assert not connections._untaken
+            sweep.cancel()
             for client in clients:
                 client.close()
 

@@ -389,11 +389,41 @@ def test_concurrent_requests_can_be_limited(running: Callable[..., Running]) -> 
     server = running("--max-concurrent-requests", "1", *ROOM)
     with occupied(server.url):
         status, content, headers = ask(f"{server.url}/v1/embeddings", {"input": "a"})
+        assert ask(f"{server.url}/tokenize", {"inputs": "a"})[0] == 429
     assert (status, "retry-after" in headers) == (429, True)
     assert b"--max-concurrent-requests" in content
+    with urllib.request.urlopen(f"{server.url}/openapi.json") as reply:
+        declared = json.loads(reply.read())["paths"]
+    assert all("429" in of["post"]["responses"] for of in declared.values() if "post" in of)
     until(lambda: metric(server.url, "corom_requests_in_hand") == 0)
     assert ask(f"{server.url}/v1/embeddings", {"input": "a"})[0] == 200
     assert server.end() == 0
+
+
+def test_vectors_of_others_leave_room_or_it_is_429(running: Callable[..., Running]) -> None:
+    server = running("--vector-memory", "1300000", *ROOM)  # of 6,400 texts 1,228,800
+    with occupied(server.url):
+        assert ask(f"{server.url}/embed", {"inputs": "a"})[0] == 200
+        status, content, headers = ask(f"{server.url}/embed", {"inputs": ["a"] * 1000})
+    assert (status, "retry-after" in headers) == (429, True)
+    assert b"--vector-memory" in content
+    until(lambda: metric(server.url, "corom_requests_in_hand") == 0)
+    assert ask(f"{server.url}/embed", {"inputs": ["a"] * 1000})[0] == 200
+    # Alone even more than that is computed.
+    assert ask(f"{server.url}/embed", {"inputs": ["a"] * 8000})[0] == 200
+    assert server.end() == 0
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_who_is_told_twice_to_end_says_that_something_was_lost(
+    running: Callable[..., Running], number: int, code: int
+) -> None:
+    server = running(*ROOM)
+    with occupied(server.url):
+        os.kill(server.process.pid, number)
+        time.sleep(0.5)
+        os.kill(server.process.pid, number)
+        assert server.process.wait(30) == code
 
 
 # --- Traces, and metrics on a port of their own
