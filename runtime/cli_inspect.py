@@ -6,6 +6,7 @@ from typing import NamedTuple
 import click
 import msgspec
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from .availability import why_not
@@ -41,7 +42,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
     for entry in manifest.files:
         files.add_row(entry.path, f"{entry.size_bytes:,}", entry.sha256[:16] + "…")
     console.print(files)
-    console.print(_here_table(here))
+    console.print(here_table(here))
     for engine in engines:
         console.print(engine_table(engine))
 
@@ -67,14 +68,16 @@ def what_runs_here(bundle: Path, manifest: Manifest) -> list[Here]:
     return found
 
 
-def _here_table(here: list[Here]) -> Table:
+def here_table(here: list[Here]) -> Table:
+    """Return what runs here, and why the rest does not, as a table."""
     table = Table(
         "backend", "on", "runs", "does not", title="On this machine", title_justify="left"
     )
     for backend, device, precisions, reasons in here:
         alike = {why: [p for p in reasons if reasons[p] == why] for why in reasons.values()}
         lines = [f"{', '.join(which)}: {why}" for why, which in alike.items()]
-        table.add_row(backend, device, ", ".join(precisions) or "nothing", "\n".join(lines))
+        runs = ", ".join(precisions) or "nothing"
+        table.add_row(backend, device, runs, escape("\n".join(lines)))  # corom[gpu] is no style
     return table
 
 

@@ -76,7 +76,7 @@ def serving_options(command: Any) -> Any:  # noqa: ANN401
         _option(
             "--vector-memory",
             type=click.IntRange(1),
-            help="Bytes of all vectors that are computed or sent; more is answered with 429.",
+            help="Bytes of all vectors that are computed or written; more is answered with 429.",
         ),
         _option(
             "--auto-truncate/--no-auto-truncate",

@@ -1,5 +1,6 @@
 """An engine as people see it: what it is built from and for, its profiles, and if it runs here."""
 
+from rich.markup import escape
 from rich.table import Table
 
 from .engine_cache import ShippedEngine
@@ -13,10 +14,10 @@ def engine_table(engine: ShippedEngine) -> Table:
         "profile",
         "rows min, opt, max",
         "tokens min, opt, max",
-        title=f"Engine {engine.path}\n{_built(engine.sidecar)}",
+        title=escape(f"Engine {engine.path}\n{_built(engine.sidecar)}"),
         title_justify="left",
-        caption="\n".join(
-            [_shapes(engine.sidecar), _proof(engine.sidecar), _verdict(engine.problems)]
+        caption=escape(
+            "\n".join([_shapes(engine.sidecar), _proof(engine.sidecar), _verdict(engine.problems)])
         ),
         caption_justify="left",
     )

@@ -65,11 +65,12 @@ def build_app(service: Service, metrics: Metrics, tracing: "Tracing | None" = No
     def observe(call: Call) -> None:
         route = call.path if call.path in paths else route_of(call.path, table)
         metrics.observe(call, route)
-        service.end(call)
+        service.end(call)  # if no answer was sent
+        service.cut_off += call.cut_off
         if tracing is not None:
             tracing.observe(call, route)
 
-    return Record(app, observe)
+    return Record(app, service.end, observe)
 
 
 def route_of(path: str, table: Iterable[Route]) -> str:

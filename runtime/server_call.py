@@ -52,7 +52,7 @@ class Call:
         self.usage = Usage()
         self.in_hand = False
         self.vector_bytes = 0
-        """Of its vectors, from before they are computed until they are sent."""
+        """Of its vectors, from before they are computed until all of the answer is written."""
 
     @property
     def seconds(self) -> float:

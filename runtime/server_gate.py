@@ -18,8 +18,10 @@ LINGER_S = 5.0
 class Record:
     """Outermost: gives every request its id, answers what was refused or failed, and records it."""
 
-    def __init__(self, app: App, observe: Callable[[Call], None]) -> None:
-        self._app, self._observe = app, observe
+    def __init__(
+        self, app: App, sent: Callable[[Call], None], observe: Callable[[Call], None]
+    ) -> None:
+        self._app, self._sent, self._observe = app, sent, observe
 
     async def __call__(self, scope: Any, receive: App, send: App) -> None:  # noqa: ANN401
         """Pass a request on."""
@@ -37,6 +39,8 @@ class Record:
             else:
                 complete = not message.get("more_body", False)
             await send(message)
+            if complete:  # the client may ask again before those who made the answer have returned
+                self._sent(call)
 
         try:
             await self._app(scope, receive, send_with_id)

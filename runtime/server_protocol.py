@@ -122,8 +122,8 @@ class WholeAnswers:
     The client would otherwise be woken for the head alone, which costs it and us a turn.
     """
 
-    def __init__(self, transport: Any) -> None:  # noqa: ANN401
-        self._transport = transport
+    def __init__(self, transport: Any, closing: Callable[[], None]) -> None:  # noqa: ANN401
+        self._transport, self._closing = transport, closing
         self._head = b""
 
     def write(self, data: bytes) -> None:
@@ -143,6 +143,7 @@ class WholeAnswers:
         """Send what is kept, and close."""
         self.flush()
         self._transport.close()
+        self._closing()
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
         return getattr(self._transport, name)
@@ -157,7 +158,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:  # noqa: ANN401
         """Take a connection, if there is room or can be made, and those that wait behind it."""
-        together: Any = WholeAnswers(transport)
+        together: Any = WholeAnswers(transport, self._closing)
         super().connection_made(together)
         self._header_bytes = 0
         if len(self.connections) > self.others.most and not self.others.make_room():
@@ -171,9 +172,9 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
+        super().connection_lost(exc)  # which closes it, whatever was not taken
         self.others.forget(self)
         self.others.has_taken(self)
-        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Read on, unless the headers have become too long."""
@@ -239,11 +240,10 @@ class Connection(HttpToolsProtocol):
         self.others.has_taken(self)
         super().resume_writing()
 
-    def timeout_keep_alive_handler(self) -> None:
-        """Close the connection, which waits for the client if something is left to be taken."""
+    def _closing(self) -> None:
+        """The connection ends once the client has taken what is left."""
         if self.transport.get_write_buffer_size():
             self.others.must_take(self, self.loop.time())
-        super().timeout_keep_alive_handler()
 
     def _wait_for_another(self) -> None:
         self.others.forget(self)

@@ -92,10 +92,10 @@ class Service:
         self.in_hand += 1
 
     def end(self, call: Call) -> None:
-        """Note that a request is answered, or given up, to the last byte."""
+        """Note that all of an answer is written, or that the request is given up; twice is once."""
         self.in_hand -= call.in_hand
         self._vector_bytes -= call.vector_bytes
-        self.cut_off += call.cut_off
+        call.in_hand, call.vector_bytes = False, 0
 
     def have_room(self, call: Call, texts: int) -> None:
         """Have room for the vectors of a request, until ``end``.

@@ -9,9 +9,11 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
+from rich.console import Console
 
 from corom.runtime import CoromError, Encoder
 from corom.runtime.cli import COMMANDS, exit_codes
+from corom.runtime.cli_inspect import Here, here_table
 
 Corom = Callable[..., subprocess.CompletedProcess[str]]
 Shell = Callable[..., subprocess.CompletedProcess[str]]
@@ -146,6 +148,12 @@ def test_inspect_as_json_is_the_manifest_and_the_engines(corom: Corom, tiny_bund
         for precision in way["why_not"]:
             with pytest.raises(CoromError):
                 Encoder(tiny_bundle, precision=precision, **chosen)
+
+
+def test_inspect_shows_commands_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    why = "no package. Run: pip install 'corom[tensorrt]'"
+    Console(width=200).print(here_table([Here("tensorrt", "cuda", [], {"fp32": why})]))
+    assert why in capsys.readouterr().out
 
 
 # --- What is not here

@@ -128,6 +128,7 @@ async def listening(
     loop = asyncio.get_running_loop()
     with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
         listener.setblocking(False)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # so little waits there
         connections = Connections(listener, most, 10, TAKE_S)
         config = uvicorn.Config(app or (lambda: None), lifespan="off", log_config=None, **options)
         config.load()
@@ -177,9 +178,8 @@ def test_no_more_are_accepted_together_than_there_is_room_for() -> None:
     uvloop.run(main())
 
 
-@pytest.mark.parametrize("parts", [1, 50])
-def test_who_takes_nothing_of_an_answer_is_closed_and_who_is_slow_gets_all(parts: int) -> None:
-    size = 8_000_000
+def answers(size: int, parts: int) -> Any:
+    """An application that answers with so many bytes, in so many parts."""
 
     async def app(_scope: Any, _receive: Any, send: Any) -> None:
         length = (b"content-length", str(size).encode())
@@ -189,6 +189,23 @@ def test_who_takes_nothing_of_an_answer_is_closed_and_who_is_slow_gets_all(parts
             more = part + 1 < parts
             await send({"type": "http.response.body", "body": body, "more_body": more})
 
+    return app
+
+
+def asking(address: Any, room: int, keep: bool) -> socket.socket:
+    """A client that has asked, and whose system takes little before it does."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
+    client.connect(address)
+    end = "keep-alive" if keep else "close"
+    client.sendall(f"GET / HTTP/1.1\r\nhost: x\r\nconnection: {end}\r\n\r\n".encode())
+    return client
+
+
+@pytest.mark.parametrize("parts", [1, 50])
+def test_who_takes_nothing_of_an_answer_is_closed_and_who_is_slow_gets_all(parts: int) -> None:
+    size = 8_000_000
+
     def slowly(client: socket.socket) -> int:
         taken = 0
         while (piece := client.recv(2**18)) and (taken := taken + len(piece)) < size:
@@ -197,25 +214,47 @@ def test_who_takes_nothing_of_an_answer_is_closed_and_who_is_slow_gets_all(parts
 
     async def main() -> None:
         # An idle connection is closed sooner than one of which nothing is taken is given up.
+        app = answers(size, parts)
         async with listening(100, app, timeout_keep_alive=0.3) as (connections, state, address):
             sweep = asyncio.create_task(connections.sweep())
-            clients = [socket.create_connection(address) for _ in range(5)]
-            for client in clients:
-                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**17)
-                client.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            clients = [asking(address, 2**16, keep=True) for _ in range(5)]
+            async with asyncio.timeout(60):
+                while len(state.connections) < 5:
+                    await asyncio.sleep(0)
             slow = asyncio.create_task(asyncio.to_thread(slowly, clients[0]))
-            async with asyncio.timeout(TAKE_S + 10):
+            async with asyncio.timeout(60):
                 while len(state.connections) > 1:
                     await asyncio.sleep(0.05)
             assert not slow.done()
             assert await slow >= size
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while state.connections:
                     await asyncio.sleep(0.05)
             assert not connections._untaken
             sweep.cancel()
             for client in clients:
                 client.close()
+
+    uvloop.run(main())
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_little_that_is_not_taken_keeps_no_connection_either(keep: bool) -> None:
+    """What uvloop holds back without a word: 64 KiB."""
+
+    async def main() -> None:
+        app = answers(60_000, 1)
+        async with listening(100, app, timeout_keep_alive=0.3) as (connections, state, address):
+            sweep = asyncio.create_task(connections.sweep())
+            client = asking(address, 2048, keep)
+            async with asyncio.timeout(60):
+                while not state.connections:
+                    await asyncio.sleep(0)
+                while state.connections:
+                    await asyncio.sleep(0.05)
+            assert not connections._untaken
+            sweep.cancel()
+            client.close()
 
     uvloop.run(main())
 
