@@ -164,7 +164,7 @@ def _copied(name: str, path: Path) -> str:
 
 def _matching(pattern: str) -> list[str]:
     """Return the files that a name or glob pattern stands for, sorted; "-" is standard input."""
-    if Path(pattern).is_dir():
+    if pattern != STDIN and Path(pattern).is_dir():
         raise InputError(f"'{pattern}' is a folder. Give its files: '{Path(pattern) / '*.jsonl'}'.")
     if pattern == STDIN or Path(pattern).exists():
         return [pattern]

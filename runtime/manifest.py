@@ -147,13 +147,13 @@ def load_manifest(bundle: Path) -> Manifest:
     try:
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        if bundle.exists() and not bundle.is_dir():
-            raise BundleError(
-                f"'{bundle}' is not a bundle: it is a file, a bundle is a folder."
-            ) from None
-        reason = "the folder has no manifest.json" if bundle.is_dir() else "there is no such folder"
+        reason, place = "there is no such folder", str(bundle)
+        if bundle.is_dir():
+            reason = "the folder has no manifest.json"
+        elif bundle.exists():
+            reason, place = "it is a file, and a bundle is a folder", "FOLDER"
         raise BundleError(
-            f"'{bundle}' is not a bundle: {reason}. Make one with: corom export SOURCE -o {bundle}"
+            f"'{bundle}' is not a bundle: {reason}. Make one with: corom export SOURCE -o {place}"
         ) from None
     except OSError as error:
         raise BundleError(f"'{path}' cannot be read: {error.strerror}.") from None
