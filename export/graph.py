@@ -9,6 +9,7 @@ import onnx
 import torch
 
 from corom.runtime.errors import InputError
+from corom.runtime.manifest import weights_beside
 
 OPSETS = range(18, 21)
 """Opsets that every runtime takes; newer ones bring an Attention op that some refuse."""
@@ -80,7 +81,7 @@ def save_graph(model: onnx.ModelProto, path: Path) -> None:
 
 def data_of(path: Path) -> Path:
     """Return where the weights of a graph are that are too large for its own file."""
-    return path.with_name(f"{path.name}.data")
+    return path.with_name(weights_beside(path.name))
 
 
 def remove_graph(path: Path) -> None:

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import torch
 
+from corom.runtime.manifest import weights_beside
 from corom.runtime.native_weights import (
     COARSE,
     FINE,
@@ -125,8 +126,8 @@ def _places(staging: Path, arrays: dict[str, torch.Tensor]) -> dict[str, Place]:
     What the fp32 graph does not hold as it is, as [CLS]'s values, which it has turned round, goes
     into a file of its own.
     """
-    # The second has the weights if they are too large for the graph's own file.
-    names = [name for name in (FP32_GRAPH, f"{FP32_GRAPH}.data") if (staging / name).exists()]
+    possible = (FP32_GRAPH, weights_beside(FP32_GRAPH))
+    names = [name for name in possible if (staging / name).exists()]
     places: dict[str, Place] = {}
     rest = b""
     with ExitStack() as stack:

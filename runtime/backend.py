@@ -192,12 +192,8 @@ def open_backend(
         weights = load_native_weights(bundle, manifest)
         encoder = NativeEncoder(weights, variant.precision, manifest.pooling)
         return NativeBackend(encoder, threads, workers=workers or 1)
-    graph_entry = manifest.entry(variant.file)
-    graph, content = checked_file(bundle, graph_entry), graph_entry.sha256[:16]
-    for entry in manifest.files:
-        if entry.path == f"{variant.file}.data":  # weights too large for the graph's own file
-            checked_file(bundle, entry)
-            content += f"-{entry.sha256[:16]}"
+    entries = manifest.graph_entries(variant.file)
+    graph, *_ = [checked_file(bundle, entry) for entry in entries]
     if device == "cuda":
         from .backend_onnxruntime_cuda import OnnxRuntimeCudaBackend
 
@@ -209,7 +205,7 @@ def open_backend(
 
         return OpenVinoBackend(
             graph,
-            content,
+            "-".join(entry.sha256[:16] for entry in entries),
             manifest.dimension,
             threads,
             variant.precision,

@@ -130,6 +130,16 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 return entry
         raise BundleError(f"{MANIFEST_NAME} lists no file '{path}'. Export the bundle again.")
 
+    def graph_entries(self, graph: str) -> list[FileEntry]:
+        """Return the entry of a graph, and of its weights where they have a file of their own."""
+        weights = weights_beside(graph)
+        return [self.entry(graph), *(entry for entry in self.files if entry.path == weights)]
+
+
+def weights_beside(graph: str) -> str:
+    """Return the file that a graph's weights are in if they are too large for the graph's own."""
+    return f"{graph}.data"
+
 
 class _Version(msgspec.Struct):
     """All that is read of a manifest before it is known whether this corom can read the rest."""

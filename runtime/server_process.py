@@ -74,10 +74,9 @@ class Supervisor:
 
     def _code_when_stopped(self, code: int, was_ready: bool) -> int:
         """Return the exit code of the command: 0, or that of the signal if something was lost."""
-        killed_in_work = code < 0 and was_ready
-        if self._stopped_by == signal.SIGINT and (killed_in_work or code <= 0):
+        if self._stopped_by == signal.SIGINT and code <= 0:
             return 128 + signal.SIGINT
-        return CUT_OFF if killed_in_work else max(code, 0)
+        return CUT_OFF if code < 0 and was_ready else max(code, 0)
 
     def _start(self) -> tuple[subprocess.Popen[bytes], int]:
         reads, writes = os.pipe()

@@ -104,10 +104,8 @@ def _fill_encoder(bundle: Path, model: Path, serving: Serving) -> None:
     if serving.engine is not None:
         _copy(bundle, serving.engine.path, folder, manifest, flat=True)
         return
-    file = serving.variant.file
-    for entry in manifest.files:
-        if entry.path in {file, f"{file}.data"}:  # weights too large for the graph's own file
-            _copy(bundle, entry.path, folder, manifest, flat=True)
+    for entry in manifest.graph_entries(serving.variant.file):
+        _copy(bundle, entry.path, folder, manifest, flat=True)
 
 
 def _copy(bundle: Path, path: str, folder: Path, manifest: Manifest, *, flat: bool = False) -> None:
