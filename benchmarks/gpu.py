@@ -9,7 +9,8 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from corom.runtime.cuda import open_device
 from corom.runtime.encoder import Encoder
 from corom.runtime.errors import CoromError, UnavailableError
 from corom.runtime.golden import GOLDEN_NAME, load_golden
-from corom.runtime.manifest import load_manifest
+from corom.runtime.manifest import Precision, load_manifest
 from corom.runtime.sidecar import Flavour
 from corom.runtime.verify import measure
 
@@ -40,8 +41,19 @@ from .gpu_report import (
     throughput_table,
     verdict,
 )
+from .gpu_roads import ON_GPU
 from .gpu_standin import StandInEngine
 from .machine import describe_machine
+
+TINY = "corom-tiny-random"
+MODELS = ("demo", *SHAPES)
+TESTS = Path(__file__).resolve().parent.parent / "tests"
+ROADS: tuple[tuple[str, Precision], ...] = (
+    ("tensorrt", "fp16"),
+    ("onnxruntime", "fp16"),
+    ("onnxruntime", "fp32"),
+)
+"""Backend and precision of what is compared with torch on the GPU."""
 
 
 @click.command()
@@ -55,8 +67,17 @@ from .machine import describe_machine
     show_default=True,
     help="Requests to an engine that must not make memory grow.",
 )
+@click.option(
+    "--model",
+    "models",
+    type=click.Choice(MODELS),
+    multiple=True,
+    help="Only this model; may be given again. The demo is exported for its words in any case.",
+)
 @click.option("--quick", is_flag=True, help="The device layer only: no bundle, no peer.")
-def main(output: Path, work: Path, rounds: int, requests: int, quick: bool) -> None:
+def main(
+    output: Path, work: Path, rounds: int, requests: int, models: tuple[str, ...], quick: bool
+) -> None:
     """Check and measure corom on this machine's GPU."""
     parts = inventory()
     click.echo(inventory_table(parts))
@@ -71,9 +92,11 @@ def main(output: Path, work: Path, rounds: int, requests: int, quick: bool) -> N
     output.parent.mkdir(parents=True, exist_ok=True)
     report |= {"stand_in": {}, "floors": {}, "models": {}, "checks": []}
     checks: list[Check] = []
-    every = _all_checks(report, work, flavours_here(parts), rounds, requests, quick=quick)
+    wanted = () if quick else models or MODELS
+    every = _all_checks(report, work, flavours_here(parts), rounds, requests, wanted)
     for check in every:
         checks.append(check)
+        click.echo(f"{check.outcome}: {check.name}", err=True)
         report["checks"].append(check._asdict())
         # After every check: what was measured must survive what comes next.
         output.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", "utf-8")
@@ -90,8 +113,7 @@ def _all_checks(
     flavours: tuple[Flavour, ...],
     rounds: int,
     requests: int,
-    *,
-    quick: bool,
+    wanted: Collection[str],
 ) -> Iterator[Check]:
     """Yield every check; figures go into the report as they come, each behind a check too."""
     yield from _device_layer()
@@ -99,14 +121,14 @@ def _all_checks(
         "figures: stand-in", lambda: _filled(report["stand_in"], _stand_in_figures(rounds))
     )
     yield run_check("figures: floors", lambda: _filled(report["floors"], _floors()))
-    if not quick:
-        yield from _models(report["models"], work, flavours, rounds)
-        tiny = work / "corom-tiny-random"
-        yield run_check(
-            f"corom-tiny-random: {requests:,} requests of random shapes, no growth",
-            lambda: soak(tiny, requests),
-        )
+    if wanted:
+        yield from _models(report["models"], work, flavours, rounds, wanted)
         yield run_check("pytest -m gpu", _gpu_tests)
+    for backend in ON_GPU if TINY in wanted else ():
+        yield run_check(
+            f"{TINY}: {requests:,} requests of random shapes by {backend}, no growth",
+            partial(soak, work / TINY, backend, requests),
+        )
 
 
 def _filled(target: dict[str, Any], figures: dict[str, Any]) -> str:
@@ -153,7 +175,11 @@ def _floors() -> dict[str, Any]:
 
 
 def _models(
-    results: dict[str, Any], work: Path, flavours: tuple[Flavour, ...], rounds: int
+    results: dict[str, Any],
+    work: Path,
+    flavours: tuple[Flavour, ...],
+    rounds: int,
+    wanted: Collection[str],
 ) -> Iterator[Check]:
     def exported(name: str, source: str, pooling: str = "auto") -> str:
         export(source, work / name, flavours, pooling)
@@ -163,6 +189,8 @@ def _models(
     yield run_check("demo: export and its parity gate", lambda: exported("demo", "demo"))
     checkpoints: dict[str, Path | None] = {"demo": demo_checkpoint()}
     for name, shape in SHAPES.items():
+        if name not in wanted:
+            continue
 
         def made(name: str = name, shape: Any = shape) -> str:  # noqa: ANN401
             checkpoints[name] = random_checkpoint(work / f"{name}-checkpoint", shape, demo)
@@ -170,12 +198,15 @@ def _models(
 
         yield run_check(f"{name}: export and its parity gate", made)
     for name, checkpoint in checkpoints.items():
+        if name not in wanted:
+            continue
         if not (work / name / "manifest.json").exists():
             results[name] = {"missing": "not exported"}
             continue
-        for backend in ("tensorrt", "onnxruntime"):
+        for backend, precision in ROADS:
             yield run_check(
-                f"{name}: parity by {backend} on the GPU", _parity(work / name, backend)
+                f"{name}: {precision} parity by {backend} on the GPU",
+                _parity(work / name, backend, precision),
             )
 
         def figures(name: str = name, checkpoint: Path | None = checkpoint) -> str:
@@ -185,11 +216,11 @@ def _models(
         yield run_check(f"{name}: figures", figures)
 
 
-def _parity(bundle: Path, backend: str) -> Any:  # noqa: ANN401
+def _parity(bundle: Path, backend: str, precision: Precision) -> Any:  # noqa: ANN401
     def check() -> str:
-        variant = load_manifest(bundle).variant("fp16")
-        assert variant is not None, "the bundle has no fp16 variant"
-        with Encoder(bundle, backend=backend, device="cuda", precision="fp16") as encoder:
+        variant = load_manifest(bundle).variant(precision)
+        assert variant is not None, f"the bundle has no {precision} variant"
+        with Encoder(bundle, backend=backend, device="cuda", precision=precision) as encoder:
             parity = measure(encoder, load_golden(bundle / GOLDEN_NAME))
         failures = parity.failures(variant.tolerance)
         assert not failures, "; ".join(failures)
@@ -199,7 +230,9 @@ def _parity(bundle: Path, backend: str) -> Any:  # noqa: ANN401
 
 
 def _gpu_tests() -> str:
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests"]
+    # The files with such tests alone: the others want packages that a GPU has no use for.
+    files = [str(path) for path in TESTS.glob("test_*.py") if "pytest.mark.gpu" in path.read_text()]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *files]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = result.stdout.strip().splitlines() or [result.stderr]
     if result.returncode:

@@ -12,7 +12,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from corom.runtime.backend_tensorrt import TensorRTBackend
+from corom.runtime.backend import choose_variant, open_backend
+from corom.runtime.backend_lanes import LaneBackend
 from corom.runtime.batching import Batch
 from corom.runtime.cuda import Adapter, Device, open_device
 from corom.runtime.errors import (
@@ -23,7 +24,6 @@ from corom.runtime.errors import (
     UnavailableError,
 )
 from corom.runtime.manifest import load_manifest
-from corom.runtime.open_tensorrt import open_tensorrt
 
 from .gpu_standin import StandInEngine, expected_vectors
 
@@ -108,7 +108,7 @@ def copies(device: Device) -> str:
 
 def vectors_and_graphs(device: Device) -> str:
     """Random batches give exact vectors; a bucket's third run is a graph."""
-    backend = TensorRTBackend(device, StandInEngine(device))
+    backend = LaneBackend(device, StandInEngine(device))
     for seed in range(200):
         require_exact(backend, random_batch(seed))
     for _ in range(6):
@@ -122,7 +122,7 @@ def vectors_and_graphs(device: Device) -> str:
 
 def threads(device: Device) -> str:
     """Threads share the lanes; each gets its own vectors."""
-    backend = TensorRTBackend(device, StandInEngine(device))
+    backend = LaneBackend(device, StandInEngine(device))
 
     def work(seed: int) -> None:
         for k in range(60):
@@ -138,7 +138,7 @@ def threads(device: Device) -> str:
 def out_of_memory(device: Device) -> str:
     """Scratch beyond the device's memory fails the request; the next one works."""
     engine = StandInEngine(device)
-    backend = TensorRTBackend(device, engine)
+    backend = LaneBackend(device, engine)
     with device.use():
         _, total = device.free_memory()
     engine.scratch_bytes = 2 * total
@@ -156,7 +156,7 @@ def out_of_memory(device: Device) -> str:
 
 def no_growth(device: Device, requests: int) -> str:
     """Many requests of random shapes leave the free device memory as it was."""
-    backend = TensorRTBackend(device, StandInEngine(device))
+    backend = LaneBackend(device, StandInEngine(device))
     taken = []
     for part in range(2):
         for k in range(requests // 2):
@@ -166,22 +166,24 @@ def no_growth(device: Device, requests: int) -> str:
     return _growth(taken)
 
 
-def soak(bundle: Path, requests: int) -> str:
+def soak(bundle: Path, backend: str, requests: int) -> str:
     """Requests of random shapes to a real engine leave host and device memory as they were.
 
     The first tenth is not counted: every bucket gets its memory and its graph there.
     """
     device = open_device()
-    backend = open_tensorrt(bundle, load_manifest(bundle), "fp16")
+    manifest = load_manifest(bundle)
+    variant = choose_variant(manifest, "fp16")
+    opened = open_backend(backend, "cuda", bundle, manifest, variant, threads=1)
     batches = [random_batch(seed, rows=1 + seed % 8) for seed in range(1024)]
     taken = []
     try:
         for count in (requests // 10, requests - requests // 10):
             for k in range(count):
-                backend.run(batches[k % len(batches)])
+                opened.run(batches[k % len(batches)])
             taken.append(_taken(device))
     finally:
-        backend.close()
+        opened.close()
         device.close()
     return f"{requests:,} requests: {_growth(taken)}"
 
@@ -206,7 +208,7 @@ def torch_interop(adapter: Adapter) -> str:
     torch = require_torch_cuda()
     ones = torch.ones(1000, device="cuda")
     device = open_device(0, adapter)
-    backend = TensorRTBackend(device, StandInEngine(device))
+    backend = LaneBackend(device, StandInEngine(device))
     require_exact(backend, random_batch(0))
     _require(float(ones.sum()) == 1000.0, "torch's tensor changed")
     require_exact(backend, random_batch(1))
@@ -236,7 +238,7 @@ def random_batch(seed: int, rows: int | None = None, width: int | None = None) -
     return Batch(ids, lengths)
 
 
-def require_exact(backend: TensorRTBackend, batch: Batch) -> None:
+def require_exact(backend: LaneBackend, batch: Batch) -> None:
     """Raise ``AssertionError`` unless the stand-in's vectors are exact."""
     found = backend.run(batch)
     _require(

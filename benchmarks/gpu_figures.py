@@ -5,17 +5,20 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from corom.runtime.cuda import open_device
+from corom.runtime.cuda import Device, open_device
+from corom.runtime.engine import Engine
 from corom.runtime.engine_cache import find_engine
+from corom.runtime.engine_onnxruntime import OnnxRuntimeEngine
 from corom.runtime.engine_tensorrt import TensorRTEngine
 from corom.runtime.errors import CoromError
 from corom.runtime.gpu_machine import this_machine
-from corom.runtime.manifest import load_manifest
+from corom.runtime.graph_interface import FUSED_GRAPH
+from corom.runtime.manifest import checked_file, load_manifest
 from corom.runtime.tokens import Tokenizer
 
 from .figures import latency
 from .gpu_measure import interleaved, stages, text_latencies, throughput, tokenize_rate
-from .gpu_roads import open_roads, tokenizer_of
+from .gpu_roads import ON_GPU, open_roads, tokenizer_of
 from .texts import shipped_texts
 
 ROWS, WIDTHS = (1, 8, 32), (16, 128)
@@ -43,7 +46,9 @@ def measured(bundle: Path, checkpoint: Path | None, rounds: int) -> dict[str, An
                 else throughput(road, tokenizer, texts, BATCH_TOKENS)
             )
     result["throughput"]["tokenizing alone"] = tokenize_rate(tokenizer, texts)
-    result["stages"] = engine_stages(bundle, tokenizer, rounds)
+    result["stages"] = {
+        backend: engine_stages(bundle, tokenizer, rounds, backend) for backend in ON_GPU
+    }
     return result
 
 
@@ -54,15 +59,14 @@ def texts_of(rows: int, width: int) -> list[str]:
     return [letters[at * size : (at + 1) * size] for at in range(rows)]
 
 
-def engine_stages(bundle: Path, tokenizer: Tokenizer, rounds: int) -> dict[str, Any]:
+def engine_stages(bundle: Path, tokenizer: Tokenizer, rounds: int, backend: str) -> dict[str, Any]:
     """Return where the time of one execution goes, microseconds, for each load."""
     try:
-        path, sidecar = find_engine(bundle, load_manifest(bundle), "fp16", this_machine())
         device = open_device()
     except CoromError as error:
         return {"missing": str(error)}
     try:
-        engine = TensorRTEngine(path, sidecar, device)
+        engine = open_engine(bundle, device, backend)
         result = {}
         for rows in ROWS:
             for width in WIDTHS:
@@ -78,3 +82,13 @@ def engine_stages(bundle: Path, tokenizer: Tokenizer, rounds: int) -> dict[str, 
     finally:
         device.close()
     return result
+
+
+def open_engine(bundle: Path, device: Device, backend: str) -> Engine:
+    """Open what the lanes of a backend execute."""
+    manifest = load_manifest(bundle)
+    if backend == "tensorrt":
+        path, sidecar = find_engine(bundle, manifest, "fp16", this_machine())
+        return TensorRTEngine(path, sidecar, device)
+    graph = checked_file(bundle, manifest.entry(FUSED_GRAPH))
+    return OnnxRuntimeEngine(graph, manifest.dimension, manifest.max_positions)

@@ -5,24 +5,27 @@ Every road takes padded batches, so that tokenizing and padding cost each the sa
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from corom.runtime.backend import open_backend
 from corom.runtime.backend_onnxruntime_cuda import OnnxRuntimeCudaBackend
 from corom.runtime.batching import Batch, attention_mask, pad
 from corom.runtime.encoder import Encoder
 from corom.runtime.errors import CoromError
 from corom.runtime.manifest import Manifest, checked_file, load_manifest
-from corom.runtime.open_tensorrt import open_tensorrt
 from corom.runtime.tokens import Tokenizer
 from corom.runtime.vectors import Vectors
 
 from .gpu_checks import require_torch_cuda
 
 Run = Callable[[Batch], Vectors]
+ON_GPU = ("tensorrt", "onnxruntime")
+"""The backends that run on a GPU."""
 RECOMPILE_LIMIT = 256
 """Shapes that torch.compile keeps; beyond its default of 8 it falls back to eager, silently."""
 
@@ -56,15 +59,15 @@ def open_roads(bundle: Path, checkpoint: Path | None) -> Iterator[list[Road]]:
     fp16 = manifest.variant("fp16") or manifest.variants[0]
     graph = checked_file(bundle, manifest.entry(fp16.file))
     openers: dict[str, Callable[[], Any]] = {
-        "corom tensorrt": lambda: open_tensorrt(bundle, manifest, "fp16"),
-        "corom tensorrt, no CUDA graphs": lambda: open_tensorrt(
-            bundle, manifest, "fp16", graphs=False
-        ),
-        "onnxruntime CUDA": lambda: OnnxRuntimeCudaBackend(graph, manifest.dimension, 1),
-        "onnxruntime CUDA, CUDA graphs": lambda: OnnxRuntimeCudaBackend(
-            graph, manifest.dimension, 1, cuda_graphs=True
+        "portable graph": partial(OnnxRuntimeCudaBackend, graph, manifest.dimension, 1),
+        "portable graph, CUDA graphs": partial(
+            OnnxRuntimeCudaBackend, graph, manifest.dimension, 1, cuda_graphs=True
         ),
     }
+    for backend in ON_GPU:
+        opened = partial(open_backend, backend, "cuda", bundle, manifest, fp16, threads=1)
+        openers[f"corom {backend}"] = opened
+        openers[f"corom {backend}, no CUDA graphs"] = partial(opened, cuda_graphs=False)
     with ExitStack() as stack:
         roads = []
         for name, opener in openers.items():
@@ -75,7 +78,7 @@ def open_roads(bundle: Path, checkpoint: Path | None) -> Iterator[list[Road]]:
             else:
                 stack.callback(backend.close)
                 roads.append(Road(name, backend.run, None))
-        roads += [_encoder_road(bundle, name, stack) for name in ("tensorrt", "onnxruntime")]
+        roads += [_encoder_road(bundle, name, stack) for name in ON_GPU]
         roads += [torch_road(checkpoint, compiled=compiled) for compiled in (False, True)]
         yield roads
 

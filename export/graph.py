@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import onnx
@@ -64,9 +64,12 @@ def export_graph(
     save_graph(model, path)
 
 
-def save_graph(model: onnx.ModelProto, path: Path) -> None:
-    """Check a graph and write it; weights beyond protobuf's limit go into ``path``.data."""
-    foreign = {n.op_type for n in model.graph.node if n.domain not in {"", "ai.onnx"}}
+def save_graph(model: onnx.ModelProto, path: Path, domains: Collection[str] = ("",)) -> None:
+    """Check a graph and write it; weights beyond protobuf's limit go into ``path``.data.
+
+    ``domains``: the operators it may hold; "" is ONNX's own.
+    """
+    foreign = {n.op_type for n in model.graph.node if n.domain not in {*domains, "ai.onnx"}}
     if foreign:
         raise InputError(f"the graph holds operators outside the standard domain: {foreign}.")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+import numpy as np
 
 from corom.runtime.backend import EXECUTES
 from corom.runtime.backend_openvino import open_core, require_precision
 from corom.runtime.errors import ParityError
 from corom.runtime.golden import Golden
+from corom.runtime.graph_interface import FUSED_GRAPH
 from corom.runtime.manifest import Precision, Variant
 from corom.runtime.native_library import NEEDED, native_executes
 from corom.runtime.native_weights import INDEX_NAME
@@ -18,6 +20,7 @@ from corom.runtime.native_weights import INDEX_NAME
 from .checkpoint import Checkpoint
 from .config import EncoderConfig
 from .encoder import TorchEncoder
+from .fused_graph import check_fused_graph, export_fused_graph
 from .graph import remove_graph
 from .native_index import fits_native
 from .parity import NOTHING_PUBLISHED, pass_gate
@@ -102,6 +105,8 @@ def make_rungs(
             remove_graph(staging / HALF_GRAPH)
         else:
             say(f"Every result rounded to fp16, the cosine is at least {rounded.cosine_min:.7f}")
+            check_fused_graph(checkpoint, golden, recipe.tolerance_for("fp32"))
+            export_fused_graph(checkpoint, staging / FUSED_GRAPH, np.float16)
             made.append("fp16")
     if "int8-per-token" in wanted:
         export_per_token_graph(staging)

@@ -11,6 +11,7 @@ from .batching import Batch
 from .cpus import int8_saturates
 from .engine_cache import EngineCache
 from .errors import InputError, UnavailableError
+from .graph_interface import FUSED_GRAPH
 from .manifest import Manifest, Precision, Variant, checked_file
 from .native_weights import load_native_weights
 
@@ -180,7 +181,7 @@ def open_backend(
     require_execution(name, variant.precision)
     # Imported late: an import alone takes longer than the rest of corom.runtime together.
     if name == "tensorrt":
-        from .open_tensorrt import open_tensorrt
+        from .backend_tensorrt import open_tensorrt
 
         return open_tensorrt(
             bundle, manifest, variant.precision, engine_cache, graphs=cuda_graphs is not False
@@ -192,8 +193,15 @@ def open_backend(
         weights = load_native_weights(bundle, manifest)
         encoder = NativeEncoder(weights, variant.precision, manifest.pooling)
         return NativeBackend(encoder, threads, workers=workers or 1)
-    entries = manifest.graph_entries(variant.file)
+    fused = device == "cuda" and variant.precision == "fp16" and manifest.has(FUSED_GRAPH)
+    entries = manifest.graph_entries(FUSED_GRAPH if fused else variant.file)
     graph, *_ = [checked_file(bundle, entry) for entry in entries]
+    if fused:
+        from .engine_onnxruntime import open_fused
+
+        return open_fused(
+            graph, manifest.dimension, manifest.max_positions, graphs=cuda_graphs is not False
+        )
     if device == "cuda":
         from .backend_onnxruntime_cuda import OnnxRuntimeCudaBackend
 

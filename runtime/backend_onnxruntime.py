@@ -1,5 +1,6 @@
 """ONNX Runtime: executes an ONNX graph on the CPU."""
 
+from collections.abc import Set
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import numpy.typing as npt
 
 from .batching import Batch, attention_mask
 from .errors import BundleError
-from .graph_interface import OUTPUT, require_interface
+from .graph_interface import INPUTS, OUTPUT, require_interface
 from .onnx_runtime import onnxruntime
 
 
@@ -33,7 +34,11 @@ class OnnxRuntimeBackend:
 
 
 def open_session(
-    graph: Path, dimension: int, threads: int, providers: list[tuple[str, dict[str, str]]]
+    graph: Path,
+    dimension: int,
+    threads: int,
+    providers: list[tuple[str, dict[str, str]]],
+    inputs: Set[str] = INPUTS,
 ) -> onnxruntime.InferenceSession:
     """Open a graph; raises ``BundleError`` for one that is none or is not a bundle's encoder."""
     options = onnxruntime.SessionOptions()
@@ -46,7 +51,7 @@ def open_session(
         session = onnxruntime.InferenceSession(graph, options, providers=providers)
     except Exception as error:  # each of the library's error classes derives from Exception
         raise BundleError(f"ONNX Runtime cannot open '{graph}': {error}") from None
-    inputs = {item.name for item in session.get_inputs()}
+    found = {item.name for item in session.get_inputs()}
     outputs = {item.name: (item.shape or [None])[-1] for item in session.get_outputs()}
-    require_interface(graph, inputs, outputs, dimension)
+    require_interface(graph, found, outputs, dimension, inputs)
     return session

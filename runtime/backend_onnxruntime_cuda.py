@@ -1,10 +1,14 @@
-"""ONNX Runtime on the GPU: executes an ONNX graph by its CUDA provider, or says why it cannot.
+"""ONNX Runtime on the GPU: executes a portable graph by its CUDA provider, or says why it cannot.
 
-The second road beside TensorRT: no engine to build, any GPU. Its CUDA graphs are captured per
-shape, so with them batches are padded to buckets.
+For what has no fused graph: fp32, and bundles made before there was one. Its CUDA graphs are
+captured per shape, so with them batches are padded to buckets.
 """
 
+import logging
 import threading
+from contextlib import redirect_stdout
+from functools import cache
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,8 @@ from .sidecar import Profile
 PROVIDER, DEVICE = "CUDAExecutionProvider", "cuda"
 PROFILES = (Profile(name="any", batch=(1, 64, 512), length=(1, 64, 512)),)
 """Shapes of the CUDA graphs; longer texts run without."""
+
+logger = logging.getLogger("corom")
 
 
 class OnnxRuntimeCudaBackend:
@@ -42,6 +48,7 @@ class OnnxRuntimeCudaBackend:
         cuda_graphs: bool = False,
     ) -> None:
         require_cuda_provider()
+        load_cuda_libraries()
         # Unasked, fp32 would be multiplied as TF32, of ten bits, where the GPU can.
         chosen = {
             "device_id": str(device_id),
@@ -49,13 +56,7 @@ class OnnxRuntimeCudaBackend:
             "use_tf32": "0",
         }
         self._session = open_session(graph, dimension, threads, [(PROVIDER, chosen)])
-        found = self._session.get_providers()
-        if not found or found[0] != PROVIDER:
-            raise UnavailableError(
-                f"ONNX Runtime did not start {PROVIDER}: found the providers {found}. Its CUDA and "
-                "cuDNN libraries must match onnxruntime-gpu. Run: pip install 'corom[gpu]', or use "
-                "--device cpu."
-            )
+        require_started(self._session)
         self._device_id = device_id
         self._buckets = Buckets(PROFILES) if cuda_graphs else None
         self._bound: dict[Bucket, Any] = {}
@@ -115,6 +116,17 @@ class OnnxRuntimeCudaBackend:
         return binding, options, ids, mask
 
 
+def require_started(session: onnxruntime.InferenceSession) -> None:
+    """Raise ``UnavailableError`` unless a session executes by the CUDA provider."""
+    found = session.get_providers()
+    if not found or found[0] != PROVIDER:
+        raise UnavailableError(
+            f"ONNX Runtime did not start {PROVIDER}: found the providers {found}. Its CUDA and "
+            "cuDNN libraries must match onnxruntime-gpu. Run: pip install 'corom[gpu]', or use "
+            "--device cpu."
+        )
+
+
 def require_cuda_provider() -> None:
     """Raise ``UnavailableError`` unless the installed ONNX Runtime was built for CUDA."""
     found = onnxruntime.get_available_providers()
@@ -123,3 +135,13 @@ def require_cuda_provider() -> None:
             f"the installed ONNX Runtime has no {PROVIDER}: found {found}. "
             "Run: pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
         )
+
+
+@cache
+def load_cuda_libraries() -> None:
+    """Load the CUDA libraries that pip has installed, which ONNX Runtime does not look for."""
+    words = StringIO()
+    with redirect_stdout(words):  # results are on standard output
+        onnxruntime.preload_dlls()
+    if words.getvalue():
+        logger.info("ONNX Runtime: %s", words.getvalue().strip())

@@ -1,207 +1,43 @@
-"""TensorRT: batches through a pool of lanes, so that packing overlaps the device's work.
+"""From a bundle to a TensorRT backend: the engine that fits, the device, the lanes."""
 
-Knows devices and engines only by their protocols; what is TensorRT's own is in engine_tensorrt.
-"""
+import logging
+from pathlib import Path
 
-import threading
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator
-from itertools import islice
-from queue import Empty, SimpleQueue
+from .backend_lanes import LaneBackend
+from .cuda import open_device
+from .engine_cache import EngineCache, find_engine
+from .engine_tensorrt import TensorRTEngine
+from .errors import UnavailableError
+from .gpu_machine import this_machine
+from .manifest import Manifest, Precision
 
-import numpy as np
-
-from .batching import Batch
-from .cuda import Device
-from .engine import Engine
-from .errors import CudaError, DeviceMemoryError
-from .lane import Lane, SlotState
-from .shapes import Buckets
-from .vectors import Vectors
-
-LANES = 2
-"""Batches on the device at once: one runs while the next is packed and copied."""
+logger = logging.getLogger("corom")
 
 
-class TensorRTBackend:
-    """An opened engine on an opened device; owns both. Threads may share it.
+def open_tensorrt(
+    bundle: Path,
+    manifest: Manifest,
+    precision: Precision,
+    engine_cache: EngineCache = "off",
+    *,
+    graphs: bool = True,
+) -> LaneBackend:
+    """Open the engine of a bundle that fits this machine.
 
-    A request that finds too little device memory is cut in halves, and fails alone if that does not
-    help. After a fatal CUDA error every call raises ``CudaError`` that says so.
+    The sidecar is compared before anything of TensorRT is loaded. Raises ``EngineError`` with
+    found, expected and the command to run if no engine fits.
     """
-
-    batch_tokens = 16384
-
-    def __init__(
-        self, device: Device, engine: Engine, *, lanes: int = LANES, graphs: bool = True
-    ) -> None:
-        self._device, self._engine = device, engine
-        self.buckets = Buckets(engine.profiles)
-        self._lanes: list[Lane] = []
-        self._free: SimpleQueue[Lane] = SimpleQueue()
-        self._dead: str | None = None
-        self._closing = threading.Lock()
-        self._closed = False
-        try:
-            with device.use():
-                for _ in range(lanes):
-                    lane = Lane(device, engine, self.buckets, graphs=graphs)
-                    self._lanes.append(lane)
-                    self._free.put(lane)
-        except BaseException:
-            self.close()
-            raise
-
-    def run(self, batch: Batch) -> Vectors:
-        """Return the un-normalized vectors of a batch, (B, H), split where it must be."""
-        parts = list(self._parts(batch))
-        if len(parts) > 1:
-            return np.concatenate(list(self._execute(iter(parts))))
-        # The short way for a single request: latency is what it is for.
-        lane = self._take(wait=True)
-        assert lane is not None
-        if self._start(lane, parts[0]) is None:
-            return self._finish(lane)
-        return self._with_less_memory(parts[0])
-
-    def stream(self, batches: Iterable[Batch]) -> Iterator[Vectors]:
-        """Yield the vectors of each batch in order; the next batch is made while one runs."""
-        counts: deque[int] = deque()
-
-        def parts() -> Iterator[Batch]:
-            for batch in batches:
-                cut = list(self._parts(batch))
-                counts.append(len(cut))
-                yield from cut
-
-        results = self._execute(parts())
-        try:
-            for first in results:
-                rest = list(islice(results, counts.popleft() - 1))
-                yield np.concatenate([first, *rest]) if rest else first
-        finally:
-            results.close()
-
-    def states(self) -> list[SlotState]:
-        """Return how each bucket that was executed so far is executed, lane by lane."""
-        return [state for lane in self._lanes for state in lane.states()]
-
-    def close(self) -> None:
-        """Release lanes, engine and device. No call may be under way."""
-        with self._closing:
-            if self._closed:
-                return
-            self._closed = True
-        try:
-            if self._dead is None:
-                with self._device.use():
-                    for lane in self._lanes:
-                        lane.close()
-                    self._engine.close()
-        finally:
-            self._lanes = []
-            self._device.close()
-
-    def _parts(self, batch: Batch) -> Iterator[Batch]:
-        for start, stop, bucket in self.buckets.split(batch.lengths.tolist()):
-            yield Batch(batch.input_ids[start:stop, : bucket.width], batch.lengths[start:stop])
-
-    def _execute(self, parts: Iterator[Batch]) -> Generator[Vectors]:
-        """Yield the vectors of each part in order, with as many lanes at work as are free."""
-        flight: deque[Lane] = deque()
-        try:
-            for part in parts:
-                lane = self._take(wait=not flight)
-                while lane is None:
-                    # To wait for others while holding a lane they wait for would be for ever.
-                    yield self._finish(flight.popleft())
-                    lane = self._take(wait=not flight)
-                if self._start(lane, part) is None:
-                    flight.append(lane)
-                    continue
-                while flight:
-                    yield self._finish(flight.popleft())
-                yield self._with_less_memory(part)
-            while flight:
-                yield self._finish(flight.popleft())
-        finally:
-            # Reached early if a request failed or its caller went away.
-            while flight:
-                self._abandon(flight.popleft())
-
-    def _take(self, *, wait: bool) -> Lane | None:
-        self._refuse_if_unusable()
-        try:
-            lane = self._free.get(block=wait)
-        except Empty:
-            return None
-        if self._dead is not None:
-            self._free.put(lane)
-            self._refuse_if_unusable()
-        return lane
-
-    def _start(self, lane: Lane, part: Batch) -> DeviceMemoryError | None:
-        """Begin a part; with too little device memory return that, with the lane free again."""
-        try:
-            with self._device.use():
-                lane.start(part, self.buckets.fit(*part.input_ids.shape))
-        except DeviceMemoryError as error:
-            self._free.put(lane)
-            return error
-        except BaseException as error:
-            self._note(error)
-            self._free.put(lane)
-            raise
-        return None
-
-    def _finish(self, lane: Lane) -> Vectors:
-        try:
-            with self._device.use():
-                return lane.finish()
-        except BaseException as error:
-            self._note(error)
-            raise
-        finally:
-            self._free.put(lane)
-
-    def _abandon(self, lane: Lane) -> None:
-        """Wait for a part that nobody asks for any more, so that its lane is free again."""
-        try:
-            self._finish(lane)
-        except CudaError as error:
-            self._note(error)
-
-    def _with_less_memory(self, part: Batch) -> Vectors:
-        """Execute a part after idle lanes have given up their memory, in halves if it must be."""
-        for _ in self._lanes:
-            lane = self._take(wait=False)
-            if lane is not None:
-                with self._device.use():
-                    lane.drop_slots()
-                self._free.put(lane)
-        lane = self._take(wait=True)
-        assert lane is not None
-        error = self._start(lane, part)
-        if error is None:
-            return self._finish(lane)
-        if len(part.lengths) == 1:
-            raise error
-        middle = len(part.lengths) // 2
-        return np.concatenate(
-            [
-                self._with_less_memory(Batch(part.input_ids[rows], part.lengths[rows]))
-                for rows in (slice(0, middle), slice(middle, None))
-            ]
+    machine = this_machine()
+    if machine.missing:
+        raise UnavailableError(
+            f"TensorRT cannot run here: {'; '.join(machine.missing)}. Use --backend onnxruntime."
         )
-
-    def _note(self, error: BaseException) -> None:
-        if isinstance(error, CudaError) and error.fatal:
-            self._dead = str(error)
-
-    def _refuse_if_unusable(self) -> None:
-        if self._dead is not None:
-            raise CudaError(
-                f"this encoder is unusable since a CUDA call failed: {self._dead} Close it and "
-                "open a new one; if that fails too, restart the process.",
-                fatal=True,
-            )
+    path, sidecar = find_engine(bundle, manifest, precision, machine, engine_cache)
+    device = open_device()
+    try:
+        engine = TensorRTEngine(path, sidecar, device)
+    except BaseException:
+        device.close()
+        raise
+    logger.info("engine %s by %s %s on %s", path, sidecar.flavour, sidecar.version, device.adapter)
+    return LaneBackend(device, engine, graphs=graphs)

@@ -130,6 +130,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 return entry
         raise BundleError(f"{MANIFEST_NAME} lists no file '{path}'. Export the bundle again.")
 
+    def has(self, path: str) -> bool:
+        """Return whether the bundle has this file."""
+        return any(entry.path == path for entry in self.files)
+
     def graph_entries(self, graph: str) -> list[FileEntry]:
         """Return the entry of a graph, and of its weights where they have a file of their own."""
         weights = weights_beside(graph)

@@ -11,7 +11,7 @@ import click
 
 from corom.benchmarks.gpu_checks import device_checks, random_batch, require_exact
 from corom.benchmarks.gpu_standin import StandInEngine
-from corom.runtime.backend_tensorrt import TensorRTBackend
+from corom.runtime.backend_lanes import LaneBackend
 from corom.runtime.cuda import Adapter, Device, open_device
 from corom.runtime.errors import CudaError, DeviceMemoryError, UnavailableError
 from corom.runtime.gpu_machine import this_machine
@@ -51,7 +51,7 @@ def calls_need_the_context(device: Device) -> None:
 
 
 def closing_leaves_nothing(device: Device) -> None:
-    backend = TensorRTBackend(device, StandInEngine(device))
+    backend = LaneBackend(device, StandInEngine(device))
     for seed in range(20):
         require_exact(backend, random_batch(seed))
     backend.close()
@@ -59,14 +59,14 @@ def closing_leaves_nothing(device: Device) -> None:
 
 
 def a_fatal_error_is_final_until_reopened(device: Device) -> None:
-    backend = TensorRTBackend(device, StandInEngine(device))
+    backend = LaneBackend(device, StandInEngine(device))
     require_exact(backend, random_batch(0))
     FAKE.fake_fail(b"cuStreamSynchronize", 700)
     assert error_of(lambda: backend.run(random_batch(1))).fatal
     assert "unusable" in str(error_of(lambda: backend.run(random_batch(1))))
     backend.close()
     again = open_device(0, device.adapter)
-    backend = TensorRTBackend(again, StandInEngine(again))
+    backend = LaneBackend(again, StandInEngine(again))
     require_exact(backend, random_batch(2))
     backend.close()
 
@@ -99,7 +99,7 @@ def garbage_is_not_collected_during_a_capture(device: Device) -> None:
 
 
 def a_failed_capture_runs_plainly(device: Device) -> None:
-    backend = TensorRTBackend(device, StandInEngine(device), lanes=1)
+    backend = LaneBackend(device, StandInEngine(device), lanes=1)
     batch = random_batch(0, rows=2, width=8)
     for k in range(6):
         if k == 2:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from standin import DIMENSION, PROFILES, VOCABULARY, StandInDevice, StandInEngine, StandInExecution
 
-from corom.runtime.backend_tensorrt import TensorRTBackend
+from corom.runtime.backend_lanes import LaneBackend
 from corom.runtime.batching import Batch
 from corom.runtime.engine import Addresses
 from corom.runtime.engine_tensorrt import TensorRTEngine, import_tensorrt, tensorrt_log
@@ -158,7 +158,7 @@ def batch() -> Batch:
 def test_stand_in_batches_go_through_an_engine(
     module: StandInTensorRT, device: StandInDevice, file: Path
 ) -> None:
-    backend = TensorRTBackend(device, TensorRTEngine(file, SIDECAR, device))
+    backend = LaneBackend(device, TensorRTEngine(file, SIDECAR, device))
     for _ in range(8):
         found = backend.run(batch())
     ids, lengths = batch()
@@ -191,7 +191,7 @@ def test_stand_in_an_engine_that_cannot_be_opened_says_tensorrts_reason(
 def test_stand_in_every_refusal_is_an_error_and_the_encoder_goes_on(
     module: StandInTensorRT, device: StandInDevice, file: Path, refused: str, words: str
 ) -> None:
-    backend = TensorRTBackend(device, TensorRTEngine(file, SIDECAR, device))
+    backend = LaneBackend(device, TensorRTEngine(file, SIDECAR, device))
     module.refused = refused
     with pytest.raises(EngineError, match=words):
         backend.run(batch())
@@ -203,7 +203,7 @@ def test_stand_in_every_refusal_is_an_error_and_the_encoder_goes_on(
 def test_stand_in_out_of_memory_in_tensorrt_is_out_of_memory_here(
     module: StandInTensorRT, device: StandInDevice, file: Path
 ) -> None:
-    backend = TensorRTBackend(device, TensorRTEngine(file, SIDECAR, device))
+    backend = LaneBackend(device, TensorRTEngine(file, SIDECAR, device))
     module.refused, module.reason = "context", "Cuda Runtime (out of memory)"
     with pytest.raises(DeviceMemoryError, match="too little free memory"):
         backend.run(batch())

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from standin import FATAL, PROFILES, VOCABULARY, StandInDevice, StandInEngine, engine_graph
 
-from corom.runtime.backend_tensorrt import TensorRTBackend
+from corom.runtime.backend_lanes import LaneBackend
 from corom.runtime.batching import Batch
 from corom.runtime.errors import CudaError, DeviceMemoryError, EngineError, InputError
 from corom.runtime.lane import SLOTS
@@ -29,8 +29,8 @@ def engine(device: StandInDevice) -> StandInEngine:
 
 
 @pytest.fixture
-def backend(device: StandInDevice, engine: StandInEngine) -> Iterator[TensorRTBackend]:
-    backend = TensorRTBackend(device, engine)
+def backend(device: StandInDevice, engine: StandInEngine) -> Iterator[LaneBackend]:
+    backend = LaneBackend(device, engine)
     yield backend
     backend.close()
 
@@ -50,7 +50,7 @@ def expected(engine: StandInEngine, batch: Batch) -> npt.NDArray[np.float32]:
     return engine.session.run(None, inputs)[0]
 
 
-def check(backend: TensorRTBackend, engine: StandInEngine, lengths: Any, seed: int = 0) -> None:
+def check(backend: LaneBackend, engine: StandInEngine, lengths: Any, seed: int = 0) -> None:
     batch = batch_of(lengths, seed)
     assert np.array_equal(backend.run(batch), expected(engine, batch))
 
@@ -60,7 +60,7 @@ def check(backend: TensorRTBackend, engine: StandInEngine, lengths: Any, seed: i
 def test_stand_in_any_batches_give_the_engines_vectors(batches: list[list[int]]) -> None:
     device = StandInDevice()
     engine = StandInEngine(device)
-    backend = TensorRTBackend(device, engine)
+    backend = LaneBackend(device, engine)
     made = [batch_of(sorted(lengths, reverse=True), k) for k, lengths in enumerate(batches)]
     for batch, vectors in zip(made, backend.stream(iter(made)), strict=True):
         assert np.array_equal(vectors, expected(engine, batch))
@@ -73,7 +73,7 @@ def test_stand_in_any_batches_give_the_engines_vectors(batches: list[list[int]])
 
 
 def test_stand_in_third_run_of_a_bucket_replays_a_graph(
-    backend: TensorRTBackend, device: StandInDevice, engine: StandInEngine
+    backend: LaneBackend, device: StandInDevice, engine: StandInEngine
 ) -> None:
     for seed in range(12):
         check(backend, engine, [5, 3], seed)
@@ -83,7 +83,7 @@ def test_stand_in_third_run_of_a_bucket_replays_a_graph(
 
 
 def test_stand_in_a_vector_survives_the_next_request(
-    backend: TensorRTBackend, engine: StandInEngine
+    backend: LaneBackend, engine: StandInEngine
 ) -> None:
     first = batch_of([4])
     vectors = backend.run(first)
@@ -93,7 +93,7 @@ def test_stand_in_a_vector_survives_the_next_request(
 
 
 def test_stand_in_without_a_graph_runs_plainly_and_says_why(
-    backend: TensorRTBackend, device: StandInDevice, engine: StandInEngine
+    backend: LaneBackend, device: StandInDevice, engine: StandInEngine
 ) -> None:
     device.failures["capture"] = [CudaError("capture is not supported")] * 2
     for seed in range(8):
@@ -103,7 +103,7 @@ def test_stand_in_without_a_graph_runs_plainly_and_says_why(
 
 
 def test_stand_in_graphs_can_be_switched_off(device: StandInDevice, engine: StandInEngine) -> None:
-    backend = TensorRTBackend(device, engine, graphs=False)
+    backend = LaneBackend(device, engine, graphs=False)
     for seed in range(8):
         check(backend, engine, [5], seed)
     assert device.calls["capture"] == 0
@@ -115,7 +115,7 @@ def test_stand_in_slots_are_capped_and_the_oldest_goes(
     device: StandInDevice, engine: StandInEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("corom.runtime.lane.SLOTS", 3)
-    backend = TensorRTBackend(device, engine, lanes=1)
+    backend = LaneBackend(device, engine, lanes=1)
     for length in (1, 16, 32, 1, 48):
         for seed in range(4):
             check(backend, engine, [length], seed)
@@ -127,7 +127,7 @@ def test_stand_in_slots_are_capped_and_the_oldest_goes(
 
 
 def test_stand_in_memory_does_not_grow(device: StandInDevice, engine: StandInEngine) -> None:
-    backend = TensorRTBackend(device, engine)
+    backend = LaneBackend(device, engine)
     generator = np.random.default_rng(1)
 
     def requests(count: int) -> None:
@@ -144,7 +144,7 @@ def test_stand_in_memory_does_not_grow(device: StandInDevice, engine: StandInEng
 def test_stand_in_out_of_memory_is_halved_then_fails_alone(
     engine: StandInEngine, device: StandInDevice
 ) -> None:
-    backend = TensorRTBackend(device, engine)
+    backend = LaneBackend(device, engine)
     device.limit = device.used + 64 * 16  # scratch for a few rows only
     engine.scratch_per_token = 20
     check(backend, engine, [16] * 30)
@@ -161,12 +161,12 @@ def test_stand_in_too_little_memory_to_open_leaves_nothing(
 ) -> None:
     device.limit = 1000
     with pytest.raises(DeviceMemoryError):
-        TensorRTBackend(device, engine)
+        LaneBackend(device, engine)
     assert device.closed
 
 
 def test_stand_in_a_refused_execution_fails_the_request_only(
-    backend: TensorRTBackend, engine: StandInEngine
+    backend: LaneBackend, engine: StandInEngine
 ) -> None:
     engine.refusals = 1
     with pytest.raises(EngineError, match="refuses"):
@@ -178,7 +178,7 @@ def test_stand_in_a_refused_execution_fails_the_request_only(
 def test_stand_in_a_fatal_error_makes_the_encoder_unusable_and_says_so(
     device: StandInDevice, engine: StandInEngine
 ) -> None:
-    backend = TensorRTBackend(device, engine)
+    backend = LaneBackend(device, engine)
     check(backend, engine, [5])
     device.failures["synchronize"] = [FATAL]
     with pytest.raises(CudaError, match="ILLEGAL_ADDRESS"):
@@ -192,7 +192,7 @@ def test_stand_in_a_fatal_error_makes_the_encoder_unusable_and_says_so(
 def test_stand_in_a_fatal_error_reaches_threads_that_wait(
     device: StandInDevice, engine: StandInEngine
 ) -> None:
-    backend = TensorRTBackend(device, engine, lanes=1)
+    backend = LaneBackend(device, engine, lanes=1)
     device.failures["synchronize"] = [None, FATAL]  # the first belongs to prepare
     with ThreadPoolExecutor(8) as pool:
         futures = [pool.submit(backend.run, batch_of([5], k)) for k in range(8)]
@@ -201,7 +201,7 @@ def test_stand_in_a_fatal_error_reaches_threads_that_wait(
     backend.close()
 
 
-def test_stand_in_threads_share_the_lanes(backend: TensorRTBackend, engine: StandInEngine) -> None:
+def test_stand_in_threads_share_the_lanes(backend: LaneBackend, engine: StandInEngine) -> None:
     def work(thread: int) -> None:
         generator = np.random.default_rng(thread)
         for k in range(40):
@@ -216,7 +216,7 @@ def test_stand_in_threads_share_the_lanes(backend: TensorRTBackend, engine: Stan
 
 
 def test_stand_in_an_abandoned_stream_gives_its_lanes_back(
-    backend: TensorRTBackend, engine: StandInEngine
+    backend: LaneBackend, engine: StandInEngine
 ) -> None:
     stream = backend.stream(batch_of([k]) for k in range(1, 30))
     next(stream)
@@ -232,7 +232,7 @@ def test_stand_in_an_abandoned_stream_gives_its_lanes_back(
 
 
 def test_stand_in_the_next_batch_is_made_while_one_runs(
-    backend: TensorRTBackend, device: StandInDevice
+    backend: LaneBackend, device: StandInDevice
 ) -> None:
     seen = []
 
@@ -248,7 +248,7 @@ def test_stand_in_the_next_batch_is_made_while_one_runs(
 
 
 def test_stand_in_a_text_beyond_the_profiles_is_an_error(
-    backend: TensorRTBackend, engine: StandInEngine
+    backend: LaneBackend, engine: StandInEngine
 ) -> None:
     with pytest.raises(InputError, match="max_length=64"):
         backend.run(batch_of([65]))
@@ -256,7 +256,7 @@ def test_stand_in_a_text_beyond_the_profiles_is_an_error(
 
 
 def test_stand_in_closing_twice_is_harmless(device: StandInDevice, engine: StandInEngine) -> None:
-    backend = TensorRTBackend(device, engine)
+    backend = LaneBackend(device, engine)
     check(backend, engine, [5])
     backend.close()
     backend.close()
