@@ -1,7 +1,7 @@
 """The figures of one bundle on a GPU: every road at every load, and the stages of its engine."""
 
 from functools import partial
-from itertools import cycle, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ BATCH_TOKENS = 16_384
 def measured(bundle: Path, checkpoint: Path | None, rounds: int) -> dict[str, Any]:
     """Return latency, throughput of every road, and the stages of the engine."""
     tokenizer = tokenizer_of(bundle, load_manifest(bundle))
-    texts = list(islice(cycle(shipped_texts()), THROUGHPUT_TEXTS))
+    texts = different_texts(THROUGHPUT_TEXTS)
     result: dict[str, Any] = {"latency": {}, "throughput": {}}
     with open_roads(bundle, checkpoint) as roads:
         absent = {road.name: {"missing": road.missing} for road in roads if road.missing}
@@ -50,6 +50,19 @@ def measured(bundle: Path, checkpoint: Path | None, rounds: int) -> dict[str, An
         backend: engine_stages(bundle, tokenizer, rounds, backend) for backend in ON_GPU
     }
     return result
+
+
+def different_texts(count: int) -> list[str]:
+    """Return so many texts of the shipped ones' lengths, which all differ.
+
+    ``Encoder`` encodes equal ones once, which would be no measure. Each time through the
+    shipped texts, their last character is another one.
+    """
+    shipped = shipped_texts()
+    last = map(chr, range(0x4E00, 0x9FFF))
+    return [
+        text[:-1] + other for other in islice(last, -(-count // len(shipped))) for text in shipped
+    ][:count]
 
 
 def texts_of(rows: int, width: int) -> list[str]:

@@ -1,13 +1,14 @@
-"""TensorRT: batches through a pool of lanes, so that packing overlaps the device's work.
+"""Batches through a pool of lanes, so that packing overlaps the device's work.
 
-Knows devices and engines only by their protocols; what is TensorRT's own is in engine_tensorrt.
+Knows devices and engines only by their protocols: TensorRT's are in engine_tensorrt, ONNX Runtime's
+in engine_onnxruntime.
 """
 
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from itertools import islice
-from queue import Empty, SimpleQueue
+from queue import Empty, LifoQueue
 
 import numpy as np
 
@@ -38,7 +39,8 @@ class LaneBackend:
         self._device, self._engine = device, engine
         self.buckets = Buckets(engine.profiles)
         self._lanes: list[Lane] = []
-        self._free: SimpleQueue[Lane] = SimpleQueue()
+        # The lane used last is taken first: its graphs are captured and its memory is warm.
+        self._free: LifoQueue[Lane] = LifoQueue()
         self._dead: str | None = None
         self._closing = threading.Lock()
         self._closed = False
@@ -81,6 +83,11 @@ class LaneBackend:
                 yield np.concatenate([first, *rest]) if rest else first
         finally:
             results.close()
+
+    @property
+    def streams(self) -> list[int]:
+        """The stream of each lane."""
+        return [lane.stream for lane in self._lanes]
 
     def states(self) -> list[SlotState]:
         """Return how each bucket that was executed so far is executed, lane by lane."""

@@ -28,6 +28,8 @@ from .shapes import Bucket
 from .sidecar import Profile
 
 MAX_ROWS = 512
+ATTENTION_KERNELS = 1 + 2 + 4 + 16 + 32
+"""All of ONNX Runtime's but cuDNN's, which are built for each new shape, 50 ms and more."""
 
 
 def open_fused(
@@ -41,7 +43,15 @@ def open_fused(
     load_cuda_libraries()
     device = open_device(device_id)
     engine = OnnxRuntimeEngine(graph, dimension, max_positions, device_id)
-    return LaneBackend(device, engine, graphs=graphs)
+    backend = LaneBackend(device, engine, graphs=graphs)
+    try:
+        with device.use():
+            for stream in backend.streams:
+                engine.open(stream)  # takes a second, which no request is to wait for
+    except BaseException:
+        backend.close()
+        raise
+    return backend
 
 
 class OnnxRuntimeEngine:
@@ -66,20 +76,25 @@ class OnnxRuntimeEngine:
     def prepare(self, bucket: Bucket, stream: int) -> "OnnxRuntimeExecution":
         """Return an execution of a bucket; the first on a stream opens the graph for it."""
         if stream not in self._sessions:
-            self._sessions[stream] = self._open(stream)
+            self.open(stream)
         return OnnxRuntimeExecution(self._sessions[stream], bucket, self.dimension, self._device_id)
 
-    def close(self) -> None:
-        """Drop the sessions."""
-        self._sessions.clear()
-
-    def _open(self, stream: int) -> Any:  # noqa: ANN401  # an untyped library
-        chosen = {"device_id": str(self._device_id), "user_compute_stream": str(stream)}
+    def open(self, stream: int) -> None:
+        """Open the graph for a stream."""
+        chosen = {
+            "device_id": str(self._device_id),
+            "user_compute_stream": str(stream),
+            "sdpa_kernel": str(ATTENTION_KERNELS),
+        }
         session = open_session(
             self._graph, self.dimension, 1, [(PROVIDER, chosen)], inputs=ENGINE_INPUTS
         )
         require_started(session)
-        return session
+        self._sessions[stream] = session
+
+    def close(self) -> None:
+        """Drop the sessions."""
+        self._sessions.clear()
 
 
 class OnnxRuntimeExecution:

@@ -60,7 +60,7 @@ class Lane:
         self._slots: OrderedDict[Bucket, Slot] = OrderedDict()
         self._scratch, self._scratch_bytes = 0, 0
         self._running: tuple[Slot, int] | None = None
-        self._stream = device.stream()
+        self.stream = device.stream()
         self._in, self._out = device.pinned(in_bytes), device.pinned(out_bytes)
         self._device_in, self._device_out = device.allocate(in_bytes), device.allocate(out_bytes)
 
@@ -82,11 +82,11 @@ class Lane:
                 self._enqueue(slot)
             except EngineError:
                 # The execution's state is unknown now; the next request gets a new one.
-                self._device.synchronize(self._stream)
+                self._device.synchronize(self.stream)
                 self._drop(bucket)
                 raise
         else:
-            self._device.launch(slot.graph, self._stream)
+            self._device.launch(slot.graph, self.stream)
         slot.runs += 1
         self._running = slot, len(batch.lengths)
 
@@ -95,7 +95,7 @@ class Lane:
         assert self._running is not None
         slot, rows = self._running
         self._running = None
-        self._device.synchronize(self._stream)
+        self._device.synchronize(self.stream)
         return slot.out[:rows].copy()
 
     def states(self) -> list[SlotState]:
@@ -113,7 +113,7 @@ class Lane:
 
     def close(self) -> None:
         """Release everything; what runs is waited for."""
-        self._device.synchronize(self._stream)
+        self._device.synchronize(self.stream)
         self.drop_slots()
         # The views end before the memory below them does.
         self._running = None
@@ -121,7 +121,7 @@ class Lane:
             self._device.free(address)
         for block in (self._in, self._out):
             self._device.free_pinned(block)
-        self._device.free_stream(self._stream)
+        self._device.free_stream(self.stream)
 
     def _slot(self, bucket: Bucket) -> Slot:
         slot = self._slots.get(bucket)
@@ -130,7 +130,7 @@ class Lane:
             return slot
         while len(self._slots) >= SLOTS:
             self._drop(next(iter(self._slots)))
-        execution = self._engine.prepare(bucket, self._stream)
+        execution = self._engine.prepare(bucket, self.stream)
         try:
             self._reserve_scratch(execution.scratch_bytes)
             place = layout(bucket, self._engine.dimension)
@@ -167,13 +167,13 @@ class Lane:
 
     def _enqueue(self, slot: Slot) -> None:
         device, place = self._device, slot.place
-        device.copy_in(self._device_in, self._in[: place.in_bytes], self._stream)
-        slot.execution.enqueue(self._stream)
-        device.copy_out(self._out[: place.out_bytes], self._device_out, self._stream)
+        device.copy_in(self._device_in, self._in[: place.in_bytes], self.stream)
+        slot.execution.enqueue(self.stream)
+        device.copy_out(self._out[: place.out_bytes], self._device_out, self.stream)
 
     def _capture(self, bucket: Bucket, slot: Slot) -> None:
         try:
-            slot.graph = self._device.capture(self._stream, lambda: self._enqueue(slot))
+            slot.graph = self._device.capture(self.stream, lambda: self._enqueue(slot))
         except (CudaError, EngineError) as error:
             if isinstance(error, CudaError) and error.fatal:
                 raise
