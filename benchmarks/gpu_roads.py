@@ -38,6 +38,8 @@ class Road(NamedTuple):
     missing: str | None
     encode: Callable[[list[str]], Vectors] | None = None
     """Texts to vectors by ``Encoder.encode``, where this road is one that users have."""
+    compiles: bool = False
+    """Whether each new shape takes seconds before it is executed."""
 
 
 def tokenizer_of(bundle: Path, manifest: Manifest) -> Tokenizer:
@@ -122,7 +124,7 @@ def torch_road(checkpoint: Path | None, *, compiled: bool) -> Road:
             vectors: Vectors = hidden[: len(batch.lengths), 0].float().cpu().numpy()
         return vectors
 
-    return Road(name, run, None)
+    return Road(name, run, None, compiles=compiled)
 
 
 def few_shapes(batch: Batch) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -77,8 +77,8 @@ def test_stand_in_third_run_of_a_bucket_replays_a_graph(
 ) -> None:
     for seed in range(12):
         check(backend, engine, [5, 3], seed)
-    assert device.calls["capture"] == 2  # one a lane
-    assert device.calls["launch"] == 8
+    assert device.calls["capture"] == 1  # one lane is enough for one request at a time
+    assert device.calls["launch"] == 10
     assert {state.executed_by for state in backend.states()} == {"graph"}
 
 

@@ -17,9 +17,15 @@ from corom.benchmarks import gpu_inventory
 from corom.benchmarks.figures import latency, text_table
 from corom.benchmarks.gpu import flavours_here, main
 from corom.benchmarks.gpu_checks import GROWTH_BYTES, Check, _growth, random_batch, run_check
-from corom.benchmarks.gpu_figures import texts_of
+from corom.benchmarks.gpu_figures import different_texts, texts_of
 from corom.benchmarks.gpu_inventory import Component, component, inventory
-from corom.benchmarks.gpu_measure import interleaved, text_latencies, throughput, tokenize_rate
+from corom.benchmarks.gpu_measure import (
+    TURN,
+    interleaved,
+    text_latencies,
+    throughput,
+    tokenize_rate,
+)
 from corom.benchmarks.gpu_report import (
     checks_table,
     lacking,
@@ -60,9 +66,18 @@ def test_a_table_says_missing_and_rounds() -> None:
 def test_interleaved_runs_take_turns() -> None:
     order: list[str] = []
     runs = {name: lambda name=name: order.append(name) for name in ("a", "b")}
-    durations = interleaved(runs, 5)  # type: ignore[arg-type]
-    assert "".join(order[-10:]) == "abababababab"[:10]
-    assert [len(d) for d in durations.values()] == [5, 5]
+    durations = interleaved(runs, TURN + 5)  # type: ignore[arg-type]
+    turns = "".join(order[-2 * (TURN + 5) :])
+    assert turns == "a" * TURN + "b" * TURN + "a" * 5 + "b" * 5
+    assert [len(d) for d in durations.values()] == [TURN + 5] * 2
+
+
+def test_texts_for_throughput_are_different_and_as_long_as_the_shipped_ones() -> None:
+    shipped = shipped_texts()
+    texts = different_texts(3 * len(shipped))
+    assert len(texts) == 3 * len(shipped)
+    assert len(set(texts)) > 0.95 * len(texts)
+    assert [len(text) for text in texts[: len(shipped)]] == [len(text) for text in shipped]
 
 
 def test_a_check_passes_fails_or_is_missing() -> None:
