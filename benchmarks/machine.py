@@ -10,8 +10,8 @@ from corom.runtime.cpus import available_cpus, cpu_model
 from corom.runtime.packages import installed_version
 
 PACKAGES = (
-    "corom", "numpy", "onnxruntime", "openvino", "starlette", "tokenizers", "torch",
-    "transformers", "uvicorn",
+    "corom", "cuda-bindings", "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "starlette",
+    "tokenizers", "torch", "transformers", "uvicorn",
 )  # fmt: skip
 
 

@@ -143,4 +143,6 @@ def prove_variants(
             passed.append(msgspec.structs.replace(variant, parity=parity))
     for file in {v.file for v in variants} - {v.file for v in passed}:
         remove_graph(staging / file)
+    if (staging / FUSED_GRAPH).exists() and "fp16" not in {v.precision for v in passed}:
+        remove_graph(staging / FUSED_GRAPH)
     return Ladder(tuple(passed), failures)

@@ -8,6 +8,7 @@ from .backend import EXECUTES, choose_variant
 from .engine_cache import EngineCache, cached_sidecar, shipped_engines
 from .errors import CoromError
 from .gpu_machine import this_machine
+from .graph_interface import FUSED_GRAPH
 from .manifest import Manifest, Variant
 from .native_weights import require_index
 
@@ -32,7 +33,8 @@ def why_not(
         return _why_not_openvino(precision) if backend == "openvino" else None
     machine = this_machine()
     missing = list(machine.missing)
-    if backend == "tensorrt" and not _installed("cuda.bindings"):
+    fused = precision != "fp32" and manifest.has(FUSED_GRAPH)
+    if (backend == "tensorrt" or fused) and not _installed("cuda.bindings"):
         missing.append("the package cuda-bindings is not installed")
     if missing:
         return "; ".join(missing)
@@ -68,7 +70,7 @@ def why_not_auto(
 ) -> str | None:
     """Return why "auto" does not take this backend: it cannot run, or was not proven at export."""
     if precision == "auto":
-        variant: Variant | None = choose_variant(manifest, "auto", backend)
+        variant: Variant | None = choose_variant(manifest, "auto", backend, device)
     else:
         variant = next((v for v in manifest.variants if v.precision == precision), None)
     if device == "cpu" and variant is not None and backend not in variant.parity:

@@ -131,15 +131,17 @@ def choose_backend(
     raise UnavailableError("\n".join([f"nothing can run on device '{device}' here.", *reasons]))
 
 
-def choose_variant(manifest: Manifest, precision: str, backend: str = "onnxruntime") -> Variant:
+def choose_variant(
+    manifest: Manifest, precision: str, backend: str = "onnxruntime", device: str = "cpu"
+) -> Variant:
     """Return the variant to execute; "auto" takes the most exact one that the backend executes.
 
-    With TensorRT "auto" is the fp16 one, which engines are built for.
+    On a GPU "auto" is fp16 where the bundle has it: engines are built for it and operators fused.
 
     Raises ``UnavailableError`` if the bundle has no variant of the precision asked for.
     """
     if precision == "auto":
-        half = manifest.variant("fp16") if backend == "tensorrt" else None
+        half = manifest.variant("fp16") if device == "cuda" else None
         executed = EXECUTES.get(backend, PRECISIONS)
         return half or next(
             (v for v in manifest.variants if v.precision in executed), manifest.variants[0]

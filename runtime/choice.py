@@ -76,7 +76,7 @@ def choose(folder: Path, manifest: Manifest, asked: Asked) -> Choice:
         threads, workers = winner.threads, winner.workers
         if adaptive:
             threads, workers = threads * workers, None
-    variant = choose_variant(manifest, precision, name)
+    variant = choose_variant(manifest, precision, name, device)
     if workers is not None:
         positive("workers", workers)
     share = max(1, available_cpus() // (workers or 1))

@@ -70,7 +70,7 @@ def encoder_options(command: Command) -> Command:
             "--precision",
             type=click.Choice(["auto", *PRECISIONS]),
             default="auto",
-            help="Of those in the bundle; auto: the winner's, else the most exact.",
+            help="Of those in the bundle; auto: the winner's, else the most exact; fp16 on a GPU.",
         ),
         click.option(
             "--threads",
@@ -94,7 +94,7 @@ def encoder_options(command: Command) -> Command:
         click.option(
             "--cuda-graphs/--no-cuda-graphs",
             default=None,
-            help="Replay a captured graph for each shape; default: with TensorRT only.",
+            help="Replay a captured graph for each shape; default: all but ONNX Runtime's fp32.",
         ),
         click.option(
             "--tuned",

@@ -90,7 +90,7 @@ def open_device(ordinal: int = 0, adapter: Adapter | None = None) -> Device:
     Raises ``UnavailableError`` if there is no driver, no such GPU, or the package is missing.
     """
     if not _is_installed("cuda.bindings"):
-        raise missing_extra("cuda-bindings", "tensorrt", "running on a GPU")
+        raise missing_extra("cuda-bindings", "gpu", "running on a GPU")
     if adapter is None:
         adapter = "pycuda" if _is_installed("pycuda") else "cuda-bindings"
     if adapter == "cuda-bindings":

@@ -50,7 +50,7 @@ class Encoder:
     ``truncated_texts`` counts the texts cut so far.
     ``engine_cache``: "auto" builds a TensorRT engine for this machine once if none of the bundle's
     fits, and keeps it in the cache. ``cuda_graphs``: replay one captured graph a shape; None does
-    so with TensorRT and not with ONNX Runtime, whose replays run one at a time. ``tuned``: where
+    so but for ONNX Runtime's fp32, whose replays run one at a time. ``tuned``: where
     backend, precision, threads and workers are left to corom, what `corom tune` found fastest here
     for many texts ("throughput") or for one ("latency") is taken; "off" ignores it. ``adaptive``:
     for a ``DynamicBatcher`` on a CPU, where ``workers`` is left open: a batch by all threads while

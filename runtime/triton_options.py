@@ -159,7 +159,7 @@ def _max_length(manifest: Manifest, asked: int | None) -> int:
 def _variant(manifest: Manifest, asked: TritonOptions, device: str) -> Variant:
     """Return the variant that Triton's encoder executes."""
     if asked.encoder == "onnxruntime":
-        variant = choose_variant(manifest, asked.precision)
+        variant = choose_variant(manifest, asked.precision, device=device)
         require_execution("onnxruntime", variant.precision)
         if device == "cuda" and variant.precision == "int8":
             raise InputError(
@@ -167,7 +167,7 @@ def _variant(manifest: Manifest, asked: TritonOptions, device: str) -> Variant:
                 "cuda, or --device cpu."
             )
         return variant
-    variant = choose_variant(manifest, asked.precision, asked.backend)
+    variant = choose_variant(manifest, asked.precision, asked.backend, device)
     if asked.backend != "auto":
         require_execution(asked.backend, variant.precision)
     here = [name for name, devices in BACKENDS.items() if device in devices]

@@ -291,10 +291,11 @@ def test_auto_takes_what_is_fastest_on_a_cpu_for_a_precision_that_was_asked_for(
     assert choose_backend("auto", "cpu", why_not_the_first, precision) == (second, "cpu")
 
 
-def test_auto_precision_is_fp16_for_tensorrt_only(bundle: Path) -> None:
+def test_auto_precision_is_fp16_on_gpus_only(bundle: Path) -> None:
     manifest = manifest_of(bundle)
-    assert choose_variant(manifest, "auto", "tensorrt").precision == "fp16"
-    assert choose_variant(manifest, "auto").precision == "fp32"
+    assert choose_variant(manifest, "auto", "tensorrt", "cuda").precision == "fp16"
+    assert choose_variant(manifest, "auto", "onnxruntime", "cuda").precision == "fp16"
+    assert choose_variant(manifest, "auto", "onnxruntime", "cpu").precision == "fp32"
 
 
 def test_a_damaged_engine_of_the_cache_is_built_anew(bundle: Path) -> None:
