@@ -171,10 +171,10 @@ def soak(bundle: Path, backend: str, requests: int) -> str:
 
     The first tenth is not counted: every bucket gets its memory and its graph there.
     """
-    device = open_device()
     manifest = load_manifest(bundle)
     variant = choose_variant(manifest, "fp16")
     opened = open_backend(backend, "cuda", bundle, manifest, variant, threads=1)
+    device = open_device()
     batches = [random_batch(seed, rows=1 + seed % 8) for seed in range(1024)]
     taken = []
     try:

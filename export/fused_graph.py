@@ -1,9 +1,9 @@
 """The fp16 graph that ONNX Runtime executes on GPUs: its own fused operators, written by hand.
 
 The portable graph has about thirty operators a layer, and a GPU spends more time on beginning them
-than on their arithmetic. Here a layer has eight. Every one sums in fp32 inside; between them are
-fp16 numbers. Inputs are an engine's: int32 ids and lengths. Knows no torch module: it is built from
-the checkpoint's own weights, so that an error here is not one there too.
+than on their arithmetic. Here a layer has seven. Products sum in fp32; what is between operators,
+and what LayerNorm sums, is fp16. Inputs are an engine's: int32 ids and lengths. Knows no torch
+module: it is built from the checkpoint's own weights, so that an error there is not one here too.
 """
 
 import tempfile
@@ -47,15 +47,18 @@ def export_fused_graph(checkpoint: Checkpoint, path: Path, dtype: type[np.floati
     save_graph(model, path, domains=("", ORT_DOMAIN))
 
 
-def check_fused_graph(checkpoint: Checkpoint, golden: Golden, tolerance: Tolerance) -> None:
+def check_fused_graph(
+    checkpoint: Checkpoint, golden: Golden, tolerance: Tolerance, staging: Path
+) -> None:
     """Execute the graph with fp32 weights on the CPU; raises ``ParityError`` if it differs.
 
-    ``tolerance``: of fp32. The CPU has no fp16 kernels for it, and what a GPU computes is compared
-    with the golden vectors whenever a bundle is opened on one.
+    ``tolerance``: of fp32. ``staging``: has room for the graph for as long as that takes. The CPU
+    has no fp16 kernels for it, and what a GPU computes is compared with the golden vectors whenever
+    a bundle is opened on one.
     """
     limits = checkpoint.max_length, checkpoint.config.max_positions
     tokens = Tokenizer(checkpoint.tokenizer_json, *limits)(golden.texts)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=staging) as folder:
         path = Path(folder) / "fused.onnx"
         export_fused_graph(checkpoint, path, np.float32)
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

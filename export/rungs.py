@@ -105,9 +105,13 @@ def make_rungs(
             remove_graph(staging / HALF_GRAPH)
         else:
             say(f"Every result rounded to fp16, the cosine is at least {rounded.cosine_min:.7f}")
-            check_fused_graph(checkpoint, golden, recipe.tolerance_for("fp32"))
-            export_fused_graph(checkpoint, staging / FUSED_GRAPH, np.float16)
             made.append("fp16")
+            try:
+                check_fused_graph(checkpoint, golden, recipe.tolerance_for("fp32"), staging)
+            except ParityError as error:
+                failures.append(f"{error} ONNX Runtime takes the portable graph on GPUs.")
+            else:
+                export_fused_graph(checkpoint, staging / FUSED_GRAPH, np.float16)
     if "int8-per-token" in wanted:
         export_per_token_graph(staging)
         made.append("int8-per-token")

@@ -33,9 +33,15 @@ def why_not(
         return _why_not_openvino(precision) if backend == "openvino" else None
     machine = this_machine()
     missing = list(machine.missing)
-    fused = precision != "fp32" and manifest.has(FUSED_GRAPH)
-    if (backend == "tensorrt" or fused) and not _installed("cuda.bindings"):
-        missing.append("the package cuda-bindings is not installed")
+    if not _installed("cuda.bindings"):
+        wanted = precision
+        if precision == "auto":
+            wanted = choose_variant(manifest, "auto", backend, device).precision
+        if backend == "tensorrt" or (wanted == "fp16" and manifest.has(FUSED_GRAPH)):
+            extra = "tensorrt" if backend == "tensorrt" else "gpu"
+            missing.append(
+                f"the package cuda-bindings is not installed. Run: pip install 'corom[{extra}]'"
+            )
     if missing:
         return "; ".join(missing)
     if backend == "onnxruntime":

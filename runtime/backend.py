@@ -41,6 +41,15 @@ class Streaming(Protocol):
 
 
 @runtime_checkable
+class Warming(Protocol):
+    """A backend that keeps something for each shape, in more than one place."""
+
+    def warm(self, batch: Batch) -> None:
+        """Execute a batch until all that is kept for its shape is there."""
+        ...
+
+
+@runtime_checkable
 class Sharing(Protocol):
     """A backend whose model others can execute too."""
 

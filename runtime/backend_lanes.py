@@ -15,8 +15,8 @@ import numpy as np
 from .batching import Batch
 from .cuda import Device
 from .engine import Engine
-from .errors import CudaError, DeviceMemoryError
-from .lane import Lane, SlotState
+from .errors import CoromError, CudaError, DeviceMemoryError
+from .lane import RUNS_BEFORE_CAPTURE, SLOTS, Lane, SlotState
 from .shapes import Buckets
 from .vectors import Vectors
 
@@ -27,27 +27,34 @@ LANES = 2
 class LaneBackend:
     """An opened engine on an opened device; owns both. Threads may share it.
 
-    A request that finds too little device memory is cut in halves, and fails alone if that does not
-    help. After a fatal CUDA error every call raises ``CudaError`` that says so.
+    ``slots``: buckets that a lane keeps ready. A request that finds too little device memory is cut
+    in halves, and fails alone if that does not help. After a fatal CUDA error every call raises
+    ``CudaError`` that says so, after ``close`` ``CoromError``.
     """
 
     batch_tokens = 16384
 
     def __init__(
-        self, device: Device, engine: Engine, *, lanes: int = LANES, graphs: bool = True
+        self,
+        device: Device,
+        engine: Engine,
+        *,
+        lanes: int = LANES,
+        graphs: bool = True,
+        slots: int = SLOTS,
     ) -> None:
         self._device, self._engine = device, engine
         self.buckets = Buckets(engine.profiles)
         self._lanes: list[Lane] = []
         # The lane used last is taken first: its graphs are captured and its memory is warm.
-        self._free: LifoQueue[Lane] = LifoQueue()
+        self._free: LifoQueue[Lane | None] = LifoQueue()
         self._dead: str | None = None
-        self._closing = threading.Lock()
-        self._closed = False
+        self._giving_back, self._warming = threading.Lock(), threading.Lock()
+        self._closed = self._released = False
         try:
             with device.use():
                 for _ in range(lanes):
-                    lane = Lane(device, engine, self.buckets, graphs=graphs)
+                    lane = Lane(device, engine, self.buckets, graphs=graphs, slots=slots)
                     self._lanes.append(lane)
                     self._free.put(lane)
         except BaseException:
@@ -93,21 +100,36 @@ class LaneBackend:
         """Return how each bucket that was executed so far is executed, lane by lane."""
         return [state for lane in self._lanes for state in lane.states()]
 
+    def warm(self, batch: Batch) -> None:
+        """Execute a batch in every lane, so often that its graphs are captured."""
+        taken: list[Lane] = []
+        with self._warming:  # two that hold a lane each would wait for the other's
+            try:
+                while len(taken) < len(self._lanes):
+                    lane = self._take(wait=True)
+                    assert lane is not None
+                    taken.append(lane)
+                for lane in taken:
+                    self._warm(lane, batch)
+            finally:
+                for lane in taken:
+                    self._give_back(lane)
+
+    def _warm(self, lane: Lane, batch: Batch) -> None:
+        with self._device.use():
+            for part in self._parts(batch):
+                bucket = self.buckets.fit(*part.input_ids.shape)
+                for _ in range(RUNS_BEFORE_CAPTURE + 1):
+                    lane.start(part, bucket)
+                    lane.finish()
+
     def close(self) -> None:
-        """Release lanes, engine and device. No call may be under way."""
-        with self._closing:
+        """Release lanes, engine and device: at once, or when the last call under way has ended."""
+        with self._giving_back:
             if self._closed:
                 return
             self._closed = True
-        try:
-            if self._dead is None:
-                with self._device.use():
-                    for lane in self._lanes:
-                        lane.close()
-                    self._engine.close()
-        finally:
-            self._lanes = []
-            self._device.close()
+            self._release_if_idle()
 
     def _parts(self, batch: Batch) -> Iterator[Batch]:
         for start, stop, bucket in self.buckets.split(batch.lengths.tolist()):
@@ -142,10 +164,47 @@ class LaneBackend:
             lane = self._free.get(block=wait)
         except Empty:
             return None
-        if self._dead is not None:
+        if lane is None:
+            self._free.put(None)  # for the next who waits
+        elif self._dead is not None or self._closed:
+            self._give_back(lane)
+        else:
+            return lane
+        self._refuse_if_unusable()
+        raise AssertionError("no lane is left, though the backend is open")
+
+    def _give_back(self, lane: Lane) -> None:
+        """Let the next request have the lane; after ``close``, release all once all are back."""
+        with self._giving_back:
             self._free.put(lane)
-            self._refuse_if_unusable()
-        return lane
+            self._release_if_idle()
+
+    def _release_if_idle(self) -> None:
+        if not self._closed or self._released:
+            return
+        lanes: list[Lane] = []
+        try:
+            while len(lanes) < len(self._lanes):
+                lane = self._free.get_nowait()
+                assert lane is not None
+                lanes.append(lane)
+        except Empty:  # whoever has one gives it back, and comes here again
+            for lane in lanes:
+                self._free.put(lane)
+            return
+        self._released, self._lanes = True, []
+        self._free.put(None)
+        try:
+            if self._dead is None:
+                with self._device.use():
+                    # Executions end before their engine, and that before the streams it runs on.
+                    for lane in lanes:
+                        lane.drop_slots()
+                    self._engine.close()
+                    for lane in lanes:
+                        lane.close()
+        finally:
+            self._device.close()
 
     def _start(self, lane: Lane, part: Batch) -> DeviceMemoryError | None:
         """Begin a part; with too little device memory return that, with the lane free again."""
@@ -153,11 +212,11 @@ class LaneBackend:
             with self._device.use():
                 lane.start(part, self.buckets.fit(*part.input_ids.shape))
         except DeviceMemoryError as error:
-            self._free.put(lane)
+            self._give_back(lane)
             return error
         except BaseException as error:
             self._note(error)
-            self._free.put(lane)
+            self._give_back(lane)
             raise
         return None
 
@@ -169,7 +228,7 @@ class LaneBackend:
             self._note(error)
             raise
         finally:
-            self._free.put(lane)
+            self._give_back(lane)
 
     def _abandon(self, lane: Lane) -> None:
         """Wait for a part that nobody asks for any more, so that its lane is free again."""
@@ -180,12 +239,13 @@ class LaneBackend:
 
     def _with_less_memory(self, part: Batch) -> Vectors:
         """Execute a part after idle lanes have given up their memory, in halves if it must be."""
-        for _ in self._lanes:
-            lane = self._take(wait=False)
-            if lane is not None:
-                with self._device.use():
-                    lane.drop_slots()
-                self._free.put(lane)
+        idle = []
+        while (lane := self._take(wait=False)) is not None:
+            idle.append(lane)
+        for lane in idle:
+            with self._device.use():
+                lane.drop_slots()
+            self._give_back(lane)
         lane = self._take(wait=True)
         assert lane is not None
         error = self._start(lane, part)
@@ -206,6 +266,8 @@ class LaneBackend:
             self._dead = str(error)
 
     def _refuse_if_unusable(self) -> None:
+        if self._closed:
+            raise CoromError("this encoder is closed. Open a new one: Encoder(bundle).")
         if self._dead is not None:
             raise CudaError(
                 f"this encoder is unusable since a CUDA call failed: {self._dead} Close it and "

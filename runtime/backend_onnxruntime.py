@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .batching import Batch, attention_mask
-from .errors import BundleError
+from .errors import BundleError, DeviceMemoryError
 from .graph_interface import INPUTS, OUTPUT, require_interface
 from .onnx_runtime import onnxruntime
 
@@ -50,8 +50,18 @@ def open_session(
     try:
         session = onnxruntime.InferenceSession(graph, options, providers=providers)
     except Exception as error:  # each of the library's error classes derives from Exception
+        refuse_if_memory_is_short(error)
         raise BundleError(f"ONNX Runtime cannot open '{graph}': {error}") from None
     found = {item.name for item in session.get_inputs()}
     outputs = {item.name: (item.shape or [None])[-1] for item in session.get_outputs()}
     require_interface(graph, found, outputs, dimension, inputs)
     return session
+
+
+def refuse_if_memory_is_short(error: Exception) -> None:
+    """Raise ``DeviceMemoryError`` if that is what the library's error says of a GPU."""
+    words = str(error)
+    if any(
+        sign in words for sign in ("Failed to allocate memory", "out of memory", "ALLOC_FAILED")
+    ):
+        raise DeviceMemoryError(f"ONNX Runtime found too little device memory: {words}") from None

@@ -26,6 +26,12 @@ PROVIDER, DEVICE = "CUDAExecutionProvider", "cuda"
 PROFILES = (Profile(name="any", batch=(1, 64, 512), length=(1, 64, 512)),)
 """Shapes of the CUDA graphs; longer texts run without."""
 
+INSTALL = (
+    "pip install 'corom[gpu]' && pip uninstall -y onnxruntime onnxruntime-gpu && "
+    "pip install 'onnxruntime-gpu[cuda,cudnn]'"
+)
+"""The CPU's ONNX Runtime, which corom brings, and the GPU's share a folder: the last one stays."""
+
 logger = logging.getLogger("corom")
 
 
@@ -122,8 +128,7 @@ def require_started(session: onnxruntime.InferenceSession) -> None:
     if not found or found[0] != PROVIDER:
         raise UnavailableError(
             f"ONNX Runtime did not start {PROVIDER}: found the providers {found}. Its CUDA and "
-            "cuDNN libraries must match onnxruntime-gpu. Run: pip install 'corom[gpu]', or use "
-            "--device cpu."
+            f"cuDNN libraries must match onnxruntime-gpu. Run: {INSTALL}, or use --device cpu."
         )
 
 
@@ -132,8 +137,7 @@ def require_cuda_provider() -> None:
     found = onnxruntime.get_available_providers()
     if PROVIDER not in found:
         raise UnavailableError(
-            f"the installed ONNX Runtime has no {PROVIDER}: found {found}. "
-            "Run: pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
+            f"the installed ONNX Runtime has no {PROVIDER}: found {found}. Run: {INSTALL}"
         )
 
 
@@ -141,7 +145,8 @@ def require_cuda_provider() -> None:
 def load_cuda_libraries() -> None:
     """Load the CUDA libraries that pip has installed, which ONNX Runtime does not look for."""
     words = StringIO()
-    with redirect_stdout(words):  # results are on standard output
-        onnxruntime.preload_dlls()
+    if hasattr(onnxruntime, "preload_dlls"):  # since 1.21
+        with redirect_stdout(words):  # results are on standard output
+            onnxruntime.preload_dlls()
     if words.getvalue():
         logger.info("ONNX Runtime: %s", words.getvalue().strip())

@@ -94,7 +94,7 @@ def encoder_options(command: Command) -> Command:
         click.option(
             "--cuda-graphs/--no-cuda-graphs",
             default=None,
-            help="Replay a captured graph for each shape; default: all but ONNX Runtime's fp32.",
+            help="Replay a captured graph for each shape; default: of engines and of fused graphs.",
         ),
         click.option(
             "--tuned",

@@ -45,7 +45,7 @@ from .triton_repository import write_repository
     type=click.Choice(["auto", *PRECISIONS]),
     default="auto",
     show_default=True,
-    help="Of those in the bundle; auto: the most exact; fp16 on a GPU.",
+    help="Of those in the bundle; auto: the most exact, or the engine's; fp16 for a GPU's python.",
 )
 @click.option("--engine", metavar="PATH", help="Which engine, if the bundle has several.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads of an instance.")

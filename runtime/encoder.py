@@ -11,7 +11,7 @@ from typing import Literal, Self, Unpack, cast
 
 import numpy as np
 
-from .backend import Backend, Sharing, Streaming, open_backend
+from .backend import Backend, Sharing, Streaming, Warming, open_backend
 from .batching import Batch, pad, plan_batches
 from .choice import Asked, choose
 from .engine_cache import EngineCache
@@ -50,13 +50,13 @@ class Encoder:
     ``truncated_texts`` counts the texts cut so far.
     ``engine_cache``: "auto" builds a TensorRT engine for this machine once if none of the bundle's
     fits, and keeps it in the cache. ``cuda_graphs``: replay one captured graph a shape; None does
-    so but for ONNX Runtime's fp32, whose replays run one at a time. ``tuned``: where
-    backend, precision, threads and workers are left to corom, what `corom tune` found fastest here
-    for many texts ("throughput") or for one ("latency") is taken; "off" ignores it. ``adaptive``:
-    for a ``DynamicBatcher`` on a CPU, where ``workers`` is left open: a batch by all threads while
-    nothing else is asked for, otherwise as many batches at once as threads, whatever was tuned. By
-    another backend than native the model is opened twice for that. ``encode`` takes one thread a
-    batch.
+    so for engines and fused graphs; ONNX Runtime replays a portable graph's one at a time.
+    ``tuned``: where backend, precision, threads and workers are left to corom, what `corom tune`
+    found fastest here for many texts ("throughput") or for one ("latency") is taken; "off" ignores
+    it. ``adaptive``: for a ``DynamicBatcher`` on a CPU, where ``workers`` is left open: a batch by
+    all threads while nothing else is asked for, otherwise as many batches at once as threads,
+    whatever was tuned. By another backend than native the model is opened twice for that.
+    ``encode`` takes one thread a batch.
 
     Raises ``BundleError`` for a bundle that is incomplete or altered.
     """
@@ -243,6 +243,14 @@ class Encoder:
         vectors = (self._wide or self._backend).run(batch)
         self._require_finite(vectors)
         return vectors
+
+    def warm(self, batch: Batch) -> None:
+        """Execute a batch until what a GPU keeps for its shape is there, such as its graphs."""
+        self.require_open()
+        if isinstance(self._backend, Warming):
+            self._backend.warm(batch)
+        else:
+            self._backend.run(batch)
 
     def encode_tokens(self, tokens: Tokens) -> Vectors:
         """Return the un-normalized vectors (N, H) of N texts that are token ids already."""

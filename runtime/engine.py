@@ -1,4 +1,4 @@
-"""What a lane asks of an engine. TensorRT fills it; a stand-in may. Knows no CUDA calls."""
+"""What a lane asks of what it executes. TensorRT and ONNX Runtime fill it. Knows no CUDA calls."""
 
 from typing import NamedTuple, Protocol
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .backend_lanes import LaneBackend
-from .backend_onnxruntime import open_session
+from .backend_onnxruntime import open_session, refuse_if_memory_is_short
 from .backend_onnxruntime_cuda import (
     DEVICE,
     PROVIDER,
@@ -19,31 +19,40 @@ from .backend_onnxruntime_cuda import (
     require_cuda_provider,
     require_started,
 )
-from .cuda import open_device
+from .cuda import Adapter, open_device
 from .engine import Addresses
-from .errors import DeviceMemoryError, EngineError
-from .graph_interface import ENGINE_INPUTS, OUTPUT
+from .errors import EngineError
+from .graph_interface import ENGINE_INPUT_NAMES, OUTPUT
 from .onnx_runtime import onnxruntime
 from .shapes import Bucket
 from .sidecar import Profile
 
 MAX_ROWS = 512
+SLOTS = 96
+"""Enough for every bucket of texts of up to 128 tokens: what is kept for one is its graph alone."""
 ATTENTION_KERNELS = 1 + 2 + 4 + 16 + 32
-"""All of ONNX Runtime's but cuDNN's, which are built for each new shape, 50 ms and more."""
+"""Flash, memory-efficient, TensorRT's and unfused attention. Without cuDNN's: that is built for
+each new shape, for 50 ms and more."""
 
 
 def open_fused(
-    graph: Path, dimension: int, max_positions: int, *, graphs: bool = True, device_id: int = 0
+    graph: Path,
+    dimension: int,
+    max_positions: int,
+    *,
+    graphs: bool = True,
+    device_id: int = 0,
+    adapter: Adapter | None = None,
 ) -> LaneBackend:
-    """Open a fused graph on a GPU. ``graphs``: replay captured CUDA graphs.
+    """Open a fused graph on a GPU. ``graphs``: replay captured CUDA graphs; see ``open_device``.
 
     Raises ``UnavailableError`` if a package, the provider or the GPU is not there.
     """
     require_cuda_provider()
     load_cuda_libraries()
-    device = open_device(device_id)
+    device = open_device(device_id, adapter)
     engine = OnnxRuntimeEngine(graph, dimension, max_positions, device_id)
-    backend = LaneBackend(device, engine, graphs=graphs)
+    backend = LaneBackend(device, engine, graphs=graphs, slots=SLOTS)
     try:
         with device.use():
             for stream in backend.streams:
@@ -87,7 +96,7 @@ class OnnxRuntimeEngine:
             "sdpa_kernel": str(ATTENTION_KERNELS),
         }
         session = open_session(
-            self._graph, self.dimension, 1, [(PROVIDER, chosen)], inputs=ENGINE_INPUTS
+            self._graph, self.dimension, 1, [(PROVIDER, chosen)], inputs=ENGINE_INPUT_NAMES
         )
         require_started(session)
         self._sessions[stream] = session
@@ -124,10 +133,7 @@ class OnnxRuntimeExecution:
         try:
             self._session.run_with_iobinding(self._binding, self._options)
         except Exception as error:  # each of the library's error classes derives from Exception
-            if "Failed to allocate memory" in str(error):
-                raise DeviceMemoryError(
-                    f"ONNX Runtime found too little device memory: {error}"
-                ) from None
+            refuse_if_memory_is_short(error)
             raise EngineError(f"ONNX Runtime failed on the GPU: {error}") from None
 
     def close(self) -> None:

@@ -73,7 +73,7 @@ class UnavailableError(CoromError):
 
 
 class EngineError(UnavailableError):
-    """A TensorRT engine cannot be opened, or failed to run."""
+    """An engine, or a fused graph on a GPU, cannot be opened or failed to run."""
 
 
 class EngineMismatchError(EngineError):

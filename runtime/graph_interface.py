@@ -7,7 +7,7 @@ from .errors import BundleError
 
 INPUTS = frozenset({"input_ids", "attention_mask"})
 """What a portable graph takes, (B, S) each."""
-ENGINE_INPUTS = frozenset({"input_ids", "lengths"})
+ENGINE_INPUT_NAMES = frozenset({"input_ids", "lengths"})
 """What a graph for engines takes: (B, S) and (B,), int32, so that one copy carries both."""
 OUTPUT = "sentence_embedding"
 FUSED_GRAPH = "onnx/model_fp16_fused.onnx"

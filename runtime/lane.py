@@ -51,9 +51,16 @@ class Lane:
     """
 
     def __init__(
-        self, device: Device, engine: Engine, buckets: Buckets, *, graphs: bool = True
+        self,
+        device: Device,
+        engine: Engine,
+        buckets: Buckets,
+        *,
+        graphs: bool = True,
+        slots: int = SLOTS,
     ) -> None:
         self._device, self._engine, self._graphs = device, engine, graphs
+        self._most_slots = slots
         places = [layout(bucket, engine.dimension) for bucket in buckets]
         in_bytes = max(place.in_bytes for place in places)
         out_bytes = max(place.out_bytes for place in places)
@@ -106,14 +113,14 @@ class Lane:
         ]
 
     def drop_slots(self) -> None:
-        """Give up every slot and the scratch memory."""
+        """Give up every slot and the scratch memory; what runs is waited for."""
+        self._device.synchronize(self.stream)
         for bucket in list(self._slots):
             self._drop(bucket)
         self._free_scratch()
 
     def close(self) -> None:
-        """Release everything; what runs is waited for."""
-        self._device.synchronize(self.stream)
+        """Release everything."""
         self.drop_slots()
         # The views end before the memory below them does.
         self._running = None
@@ -128,7 +135,7 @@ class Lane:
         if slot is not None:
             self._slots.move_to_end(bucket)
             return slot
-        while len(self._slots) >= SLOTS:
+        while len(self._slots) >= self._most_slots:
             self._drop(next(iter(self._slots)))
         execution = self._engine.prepare(bucket, self.stream)
         try:

@@ -11,12 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from .admission import TRY_LATER
-from .backend_lanes import LANES
 from .batcher import DynamicBatcher
 from .batching import Batch
 from .encoder import Encoder
 from .errors import Overloaded
-from .lane import RUNS_BEFORE_CAPTURE
 from .options import TextOptions, check_options
 from .request import Usage
 from .server_call import Call
@@ -159,23 +157,22 @@ def retry_after_s(wait_s: float) -> int:
 def warm_up(encoder: Encoder, how: Warmup) -> None:
     """Execute texts before anyone asks: "min" the ends of what may come, "full" each length.
 
-    On a GPU each width that batches are padded to, in every lane, until its graph is captured.
+    On a GPU each width that batches are padded to, until graphs are captured.
     """
     if how == "none":
         return
     limit = encoder.max_length
     on_gpu = encoder.device == "cuda"
-    times, at_once = (RUNS_BEFORE_CAPTURE + 1, LANES) if on_gpu else (1, encoder.workers)
     lengths: Sequence[int] = [min(8, limit), limit]
     if on_gpu:
         lengths = [*(width for width in WIDTHS if width < limit), limit]
-    if how == "full":
+    elif how == "full":
         lengths = sorted({*range(8, limit, 8), limit})
     # native keeps nothing for a size: a large batch would only take its time.
     tokens = (
         min(512, encoder.batch_tokens) if encoder.backend_name == "native" else encoder.batch_tokens
     )
-    with ThreadPoolExecutor(at_once) as workers:
+    with ThreadPoolExecutor(encoder.workers) as workers:
         for length in lengths:
             full = max(1, tokens // length)
             rows = {1, min(8, full), full} if how == "full" or on_gpu or length == limit else {1}
@@ -184,6 +181,8 @@ def warm_up(encoder: Encoder, how: Warmup) -> None:
                 batch = Batch(ids, np.full(count, length, np.int64))
                 if encoder.adaptive:
                     encoder.run_alone(batch)
-                for _ in range(times):
-                    # At once, so that each worker has what it keeps for itself.
-                    list(workers.map(encoder.run, [batch] * at_once))
+                if on_gpu:
+                    encoder.warm(batch)
+                    continue
+                # At once, so that each worker has what it keeps for itself.
+                list(workers.map(encoder.run, [batch] * encoder.workers))

@@ -10,7 +10,10 @@ from .errors import InputError
 from .sidecar import Profile
 
 ROWS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-WIDTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+WIDTHS = (
+    *(16, 32, 48, 64, 96, 128, 192, 256, 384, 512),
+    *(640, 768, 1024, 1280, 1536, 2048, 2560, 3072, 4096, 5120, 6144, 8192),
+)
 SPARE_TOKENS = 1024
 """Padded tokens of whole rows that cost less than one more launch on any GPU worth an engine."""
 

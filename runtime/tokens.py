@@ -12,7 +12,7 @@ from .long_text import cut_margin, excerpt
 
 LONG_CHARACTERS = 20_000
 """Of a text beyond this no more is tokenized than its limit needs."""
-FEW, FEW_CHARACTERS = max(1, 64 // available_cpus()), 4096 // available_cpus()
+FEW, FEW_CHARACTERS = max(4, 64 // available_cpus()), max(256, 4096 // available_cpus())
 """No more texts than this are tokenized by the caller's thread: to wake others takes as long, and
 on two CPUs they come late beside batches that are executed. 16 CPUs gain from five texts on."""
 Truncate = bool | Literal["error", "left"]

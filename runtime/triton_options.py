@@ -159,7 +159,7 @@ def _max_length(manifest: Manifest, asked: int | None) -> int:
 def _variant(manifest: Manifest, asked: TritonOptions, device: str) -> Variant:
     """Return the variant that Triton's encoder executes."""
     if asked.encoder == "onnxruntime":
-        variant = choose_variant(manifest, asked.precision, device=device)
+        variant = choose_variant(manifest, asked.precision)
         require_execution("onnxruntime", variant.precision)
         if device == "cuda" and variant.precision == "int8":
             raise InputError(

@@ -22,6 +22,7 @@ import msgspec
 import numpy as np
 import pytest
 import tokenizers
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
@@ -48,6 +49,7 @@ settings.load_profile("corom")
 
 State = dict[str, "torch.Tensor"]
 MakeCheckpoint = Callable[..., Path]
+ExportOnce = Callable[..., Path]
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CLASSES = {"bert": "Bert", "roberta": "Roberta", "xlm-roberta": "XLMRoberta"}
@@ -247,15 +249,28 @@ def parity_file(tmp_path_factory: pytest.TempPathFactory, parity_texts: list[str
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(
-    tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, parity_file: Path
-) -> Path:
-    """The bundle of ``tiny_checkpoint``: [CLS], not normalized, 128 tokens of 160 positions."""
+def export_once(tmp_path_factory: pytest.TempPathFactory, parity_file: Path) -> ExportOnce:
+    """Return the function that exports a bundle for all the processes of this run of pytest."""
     from corom.export.bundle import export_bundle
 
-    bundle = tmp_path_factory.mktemp("bundles") / "tiny"
-    export_bundle(str(tiny_checkpoint), bundle, parity_texts=parity_file)
-    return bundle
+    base = tmp_path_factory.getbasetemp()
+    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def once(name: str, source: str, **options: Any) -> Path:
+        bundle = folder / "bundles" / name
+        bundle.parent.mkdir(exist_ok=True)
+        with FileLock(folder / f"{name}.lock"):
+            if not bundle.exists():
+                export_bundle(source, bundle, parity_texts=parity_file, **options)
+        return bundle
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(export_once: ExportOnce, tiny_checkpoint: Path) -> Path:
+    """The bundle of ``tiny_checkpoint``: [CLS], not normalized, 128 tokens of 160 positions."""
+    return export_once("tiny", str(tiny_checkpoint))
 
 
 @pytest.fixture(scope="session")
@@ -265,28 +280,16 @@ def tiny_mean_checkpoint(make_checkpoint: MakeCheckpoint) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_mean_bundle(
-    tmp_path_factory: pytest.TempPathFactory, tiny_mean_checkpoint: Path, parity_file: Path
-) -> Path:
+def tiny_mean_bundle(export_once: ExportOnce, tiny_mean_checkpoint: Path) -> Path:
     """The bundle of ``tiny_mean_checkpoint``."""
-    from corom.export.bundle import export_bundle
-
-    bundle = tmp_path_factory.mktemp("bundles") / "tiny-mean"
-    export_bundle(str(tiny_mean_checkpoint), bundle, parity_texts=parity_file)
-    return bundle
+    return export_once("tiny-mean", str(tiny_mean_checkpoint))
 
 
 @pytest.fixture(scope="session")
-def demo_bundle(
-    tmp_path_factory: pytest.TempPathFactory, demo_source: ResolvedSource, parity_file: Path
-) -> Path:
+def demo_bundle(export_once: ExportOnce, demo_source: ResolvedSource) -> Path:
     """The bundle of m3e-small: trained weights, mean pooling, 512 tokens. Takes half a minute."""
-    from corom.export.bundle import export_bundle
-
     assert demo_source.folder.is_dir()
-    bundle = tmp_path_factory.mktemp("bundles") / "demo"
-    export_bundle("demo", bundle, offline=True, parity_texts=parity_file)
-    return bundle
+    return export_once("demo", "demo", offline=True)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
-"""The TensorRT backend's logic, driven by a stand-in for the GPU and the engine (no CUDA here)."""
+"""The logic of lanes, driven by a stand-in for the GPU and the engine (no CUDA here)."""
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,10 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from standin import FATAL, PROFILES, VOCABULARY, StandInDevice, StandInEngine, engine_graph
 
-from corom.runtime.backend_lanes import LaneBackend
+from corom.runtime.backend_lanes import LANES, LaneBackend
 from corom.runtime.batching import Batch
-from corom.runtime.errors import CudaError, DeviceMemoryError, EngineError, InputError
-from corom.runtime.lane import SLOTS
+from corom.runtime.errors import CoromError, CudaError, DeviceMemoryError, EngineError, InputError
 
 
 @pytest.fixture
@@ -112,10 +112,9 @@ def test_stand_in_graphs_can_be_switched_off(device: StandInDevice, engine: Stan
 
 
 def test_stand_in_slots_are_capped_and_the_oldest_goes(
-    device: StandInDevice, engine: StandInEngine, monkeypatch: pytest.MonkeyPatch
+    device: StandInDevice, engine: StandInEngine
 ) -> None:
-    monkeypatch.setattr("corom.runtime.lane.SLOTS", 3)
-    backend = LaneBackend(device, engine, lanes=1)
+    backend = LaneBackend(device, engine, lanes=1, slots=3)
     for length in (1, 16, 32, 1, 48):
         for seed in range(4):
             check(backend, engine, [length], seed)
@@ -123,7 +122,6 @@ def test_stand_in_slots_are_capped_and_the_oldest_goes(
     assert engine.open_executions == 3
     assert device.held[2] == 3
     backend.close()
-    assert SLOTS > 3
 
 
 def test_stand_in_memory_does_not_grow(device: StandInDevice, engine: StandInEngine) -> None:
@@ -266,3 +264,64 @@ def test_stand_in_closing_twice_is_harmless(device: StandInDevice, engine: Stand
 def test_the_stand_ins_graph_takes_what_an_engine_takes() -> None:
     assert [i.name for i in engine_graph().graph.input] == ["input_ids", "lengths"]
     assert PROFILES[0].batch[0] == 1
+
+
+def test_stand_in_every_lane_is_warm_after_warm(
+    backend: LaneBackend, device: StandInDevice, engine: StandInEngine
+) -> None:
+    backend.warm(batch_of([5, 3]))
+    states = backend.states()
+    assert [state.executed_by for state in states] == ["graph"] * LANES
+    assert device.calls["capture"] == LANES
+    check(backend, engine, [5, 3])
+    assert device.calls["capture"] == LANES
+
+
+def test_stand_in_all_idle_lanes_give_up_their_memory(
+    device: StandInDevice, engine: StandInEngine
+) -> None:
+    backend = LaneBackend(device, engine, lanes=3)
+    backend.warm(batch_of([5, 3]))
+    assert len(backend.states()) == 3
+    device.limit = device.used  # not one byte more
+    lengths = [30] * 60
+    check(backend, engine, lengths)
+    assert len({id(lane) for lane in backend._lanes if lane.states()}) == 1
+    backend.close()
+    assert device.held == (0, 0, 0, 0)
+
+
+def test_stand_in_closed_while_batches_are_under_way(
+    backend: LaneBackend, device: StandInDevice, engine: StandInEngine
+) -> None:
+    batches = [batch_of([5, 3], seed) for seed in range(6)]
+    results = iter(backend.stream(batches))
+    first = next(results)
+    backend.close()
+    assert not device.closed  # somebody has a lane
+    assert np.array_equal(first, expected(engine, batches[0]))
+    with pytest.raises(CoromError, match="this encoder is closed"):
+        list(results)
+    assert device.closed
+    assert engine.closed
+    assert device.held == (0, 0, 0, 0)
+    with pytest.raises(CoromError, match="this encoder is closed"):
+        backend.run(batches[0])
+
+
+def test_stand_in_who_waits_for_a_lane_hears_of_the_end(
+    device: StandInDevice, engine: StandInEngine
+) -> None:
+    backend = LaneBackend(device, engine, lanes=1)
+    lane = backend._take(wait=True)
+    assert lane is not None
+    with ThreadPoolExecutor(3) as pool:
+        waiting = [pool.submit(backend.run, batch_of([4])) for _ in range(3)]
+        time.sleep(0.1)
+        backend.close()
+        assert not device.closed
+        backend._give_back(lane)
+        for future in waiting:
+            with pytest.raises(CoromError, match="this encoder is closed"):
+                future.result(30)
+    assert device.held == (0, 0, 0, 0)

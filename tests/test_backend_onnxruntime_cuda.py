@@ -41,7 +41,8 @@ def graph(tmp_path: Path) -> Path:
 @no_gpu
 def test_a_provider_that_is_not_there_is_an_error_with_the_pip_line(graph: Path) -> None:
     with pytest.raises(
-        UnavailableError, match=r"found \[.*CPUExecutionProvider.*pip install onnxruntime-gpu"
+        UnavailableError,
+        match=r"found \[.*CPUExecutionProvider.*pip install 'onnxruntime-gpu\[cuda",
     ):
         require_cuda_provider()
     with pytest.raises(UnavailableError, match="CUDAExecutionProvider"):

@@ -1,7 +1,10 @@
 """The fused graph: transformers' vectors by ONNX Runtime's own operators, and its engine."""
 
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import msgspec
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 from conftest import MakeCheckpoint
 from host_device import HostDevice
 
+from corom.benchmarks.gpu_checks import random_batch
 from corom.export.checkpoint import Checkpoint, load_checkpoint
 from corom.export.fused_graph import check_fused_graph, export_fused_graph
 from corom.export.parity import reference_golden
@@ -20,9 +24,11 @@ from corom.runtime import backend_onnxruntime_cuda, engine_onnxruntime
 from corom.runtime.backend import open_backend
 from corom.runtime.backend_lanes import LANES, LaneBackend
 from corom.runtime.batching import Batch
-from corom.runtime.engine_onnxruntime import OnnxRuntimeEngine
-from corom.runtime.errors import BundleError, EngineError, ParityError
+from corom.runtime.engine import Addresses
+from corom.runtime.engine_onnxruntime import OnnxRuntimeEngine, open_fused
+from corom.runtime.errors import BundleError, DeviceMemoryError, EngineError, ParityError
 from corom.runtime.golden import Golden
+from corom.runtime.gpu_machine import this_machine
 from corom.runtime.graph_interface import FUSED_GRAPH
 from corom.runtime.manifest import Tolerance, Variant, describe_files, load_manifest
 from corom.runtime.onnx_runtime import onnxruntime
@@ -50,20 +56,24 @@ def opened(folder: Path, pooling: str, texts: list[str]) -> tuple[Checkpoint, Go
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_fp32_weights_give_transformers_vectors(
-    make_checkpoint: MakeCheckpoint, parity_texts: list[str], shape: str, pooling: str
+    make_checkpoint: MakeCheckpoint,
+    parity_texts: list[str],
+    tmp_path: Path,
+    shape: str,
+    pooling: str,
 ) -> None:
     texts = [*parity_texts[:24], "痛"]
     checkpoint, golden = opened(make_checkpoint(**SHAPES[shape]), pooling, texts)
-    check_fused_graph(checkpoint, golden, FP32)
+    check_fused_graph(checkpoint, golden, FP32, tmp_path)
 
 
 def test_a_graph_that_gives_other_vectors_is_refused(
-    tiny_checkpoint: Path, parity_texts: list[str]
+    tiny_checkpoint: Path, parity_texts: list[str], tmp_path: Path
 ) -> None:
     checkpoint, golden = opened(tiny_checkpoint, "cls", parity_texts[:8])
     wrong = Golden(golden.texts, golden.vectors + np.float32(1e-3))
     with pytest.raises(ParityError, match=r"the fused graph.*max abs error 0\.001 is above"):
-        check_fused_graph(checkpoint, wrong, FP32)
+        check_fused_graph(checkpoint, wrong, FP32, tmp_path)
 
 
 def test_fp16_weights_are_fp16_and_every_operator_is_there(
@@ -160,3 +170,65 @@ def test_fp16_on_a_gpu_is_the_fused_graph_where_the_bundle_has_one(
     with pytest.raises(BundleError, match="fused"):
         open_backend("onnxruntime", "cuda", bundle, manifest, variant, 1)
     assert not asked
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "BFCArena: Failed to allocate memory for requested buffer of size 1024",
+        "CUDA failure 2: out of memory ; GPU=0",
+        "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0",
+    ],
+)
+@pytest.mark.usefixtures("on_the_cpu")
+def test_too_little_device_memory_is_known_by_what_the_library_says(
+    fused: Path, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    class Full:
+        def run_with_iobinding(self, *_arguments: object) -> None:
+            raise RuntimeError(words)
+
+        io_binding = MagicMock
+
+    engine = OnnxRuntimeEngine(fused, 48, 160)
+    monkeypatch.setitem(engine._sessions, 1, Full())
+    execution = engine.prepare(Bucket(1, 16, 0), 1)
+    execution.bind(Addresses(1, 2, 3, 0, 0))
+    with pytest.raises(DeviceMemoryError, match="too little device memory"):
+        execution.enqueue(1)
+
+
+def test_weights_beyond_protobufs_limit_lie_beside_the_graph(
+    tiny_checkpoint: Path, tmp_path: Path, parity_texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("corom.export.graph.EXTERNAL_DATA_BYTES", 1000)
+    checkpoint, golden = opened(tiny_checkpoint, "cls", parity_texts[:8])
+    check_fused_graph(checkpoint, golden, FP32, tmp_path)
+    export_fused_graph(checkpoint, tmp_path / "fused.onnx", np.float16)
+    assert (tmp_path / "fused.onnx.data").stat().st_size > 1000
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    this_machine().gpu is None, reason="no NVIDIA GPU here; run `make gpu-check` where one is"
+)
+@pytest.mark.parametrize("adapter", ["pycuda", "cuda-bindings"])
+def test_threads_on_the_gpu_get_their_own_vectors(
+    tiny_checkpoint: Path, tmp_path: Path, parity_texts: list[str], adapter: Any
+) -> None:
+    if find_spec(adapter.replace("-bindings", "")) is None:
+        pytest.skip(f"{adapter} is not installed")
+    checkpoint, _ = opened(tiny_checkpoint, "cls", parity_texts[:2])
+    graphs = tmp_path / "fp16.onnx", tmp_path / "fp32.onnx"
+    for path, dtype in zip(graphs, (np.float16, np.float32), strict=True):
+        export_fused_graph(checkpoint, path, dtype)
+    backend = open_fused(graphs[0], 48, 160, adapter=adapter)
+    batches = [random_batch(seed, rows=1 + seed % 9) for seed in range(40)]
+    batches = [Batch(ids % 90, lengths) for ids, lengths in batches]  # words of this vocabulary
+    expected = [vectors_of(graphs[1], batch) for batch in batches]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(4):
+            for found, wanted in zip(pool.map(backend.run, batches), expected, strict=True):
+                np.testing.assert_allclose(found, wanted, atol=0.05)
+    assert any(state.executed_by == "graph" for state in backend.states())
+    backend.close()
