@@ -257,7 +257,7 @@ def export_once(tmp_path_factory: pytest.TempPathFactory, parity_file: Path) -> 
     folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
     def once(name: str, source: str, **options: Any) -> Path:
-        bundle = folder / "bundles" / name
+        bundle = folder / f"bundle-{name}" / name
         bundle.parent.mkdir(exist_ok=True)
         with FileLock(folder / f"{name}.lock"):
             if not bundle.exists():
