@@ -125,7 +125,7 @@ def export_bundle(
             save_engine(built, staging / "engines" / built.name)
             built_engines.append(built)
         say("Measuring parity with torch")
-        manifest = _stage_manifest(staging, checkpoint, recipe, output.name, made)
+        manifest = _stage_manifest(staging, checkpoint, recipe, output.resolve().name, made)
         ladder = prove_variants(staging, manifest.variants, golden, reference, required)
         failures += ladder.failures
         for built in built_engines:

@@ -149,8 +149,11 @@ def _default_prompt(
 
 def _refuse_outer_lowercase(tokenizer: bytes, folder: Path) -> None:
     """sentence-transformers can lower-case texts itself; only the tokenizer does that here."""
-    built = tokenizers.Tokenizer.from_buffer(tokenizer)
-    if built.encode("CorÓm ÀB").ids != built.encode("coróm àb").ids:
+    normalizer = tokenizers.Tokenizer.from_buffer(tokenizer).normalizer
+    # What it makes of letters, not of words: most vocabularies here know no word of capitals.
+    letters = "CorÓm ÀB"
+    made = [normalizer.normalize_str(t) if normalizer else t for t in (letters, letters.lower())]
+    if made[0] != made[1]:
         raise CheckpointError(
             f"'{folder}' asks sentence-transformers to lower-case texts (do_lower_case) before a "
             "tokenizer that does not. Set lowercase in tokenizer.json instead."

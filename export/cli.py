@@ -7,6 +7,7 @@ from typing import Any
 import click
 import msgspec
 from rich.console import Console
+from rich.markup import escape
 
 from corom.runtime.backend import PRECISIONS
 from corom.runtime.cli_options import json_option
@@ -61,7 +62,8 @@ from corom.runtime.triton_repository import require_place, write_repository
     "--parity-texts",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Texts for the parity gate, one a line; default: those that come with corom.",
+    help="Texts for the parity gate, one a line; up to 63 of them go into the bundle. Default: "
+    "those that come with corom.",
 )
 @click.option(
     "--calibration-texts",
@@ -112,13 +114,13 @@ def export(
             status.update(f"TensorRT: {phase} {done}/{steps}")
 
         chosen = None if pooling == "auto" else pooling
+        failed: RungError | None = None
         try:
             manifest = export_bundle(
                 source, output, pooling=chosen, say=say, progress=progress, **options
             )
         except RungError as error:
-            _report(error.manifest, output, as_json=as_json)
-            raise
+            failed, manifest = error, error.manifest
     _report(manifest, output, as_json=as_json)
     if triton is not None:
         encoder: TritonEncoder = "tensorrt" if "tensorrt" in options["engines"] else "python"
@@ -126,6 +128,8 @@ def export(
             output, triton, TritonOptions(encoder=encoder), overwrite=options["overwrite"]
         )
         say_written(serving, triton)
+    if failed is not None:
+        raise failed
 
 
 def _require_packages() -> None:
@@ -139,7 +143,7 @@ def _report(manifest: Manifest, output: Path, *, as_json: bool) -> None:
         click.echo(msgspec.json.encode(manifest).decode())
         return
     rows = variant_rows(manifest.variants)
-    Console().print(parity_table(rows, f"{manifest.name}: parity with the torch reference"))
+    Console().print(parity_table(rows, f"{escape(manifest.name)}: parity with the torch reference"))
     if manifest.source.license:
         click.echo(f"Licence of the weights: {manifest.source.license}", err=True)
     click.echo(f"Published {output}. Try: corom embed {output} 一句话", err=True)

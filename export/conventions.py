@@ -91,6 +91,8 @@ def _modelscope(folder: Path, configuration: dict[str, Any]) -> Conventions:
     model = model if isinstance(model, dict) else {}
     preprocessor = configuration.get("preprocessor")
     preprocessor = preprocessor if isinstance(preprocessor, dict) else {}
+    if "type" not in preprocessor and isinstance(preprocessor.get("val"), dict):
+        preprocessor = preprocessor["val"]  # as ModelScope: "train" beside it is not for inference
     unsupported = [key for key in ("boq", "eoq", "bod", "eod") if preprocessor.get(key) is not None]
     if unsupported:
         raise CheckpointError(

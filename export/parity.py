@@ -86,7 +86,9 @@ def reference_golden(checkpoint: Checkpoint, reference: Reference, texts: list[s
     tokenizer = Tokenizer(
         checkpoint.tokenizer_json, checkpoint.max_length, checkpoint.config.max_positions
     )
-    expected = reference_token_ids(checkpoint.folder, texts, checkpoint.max_length)
+    expected = reference_token_ids(
+        checkpoint.folder, texts, checkpoint.max_length, checkpoint.config.architecture
+    )
     for text, want, got in zip(texts, expected, tokenizer(texts).ids, strict=True):
         if want != got:
             raise ParityError(

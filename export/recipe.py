@@ -46,8 +46,18 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     engine: EngineOptions = EngineOptions()
 
     def tolerance_for(self, precision: Precision) -> Tolerance:
-        """Return the bound that a variant of this precision must meet."""
-        return self.tolerance.get(precision, DEFAULT_TOLERANCES[precision])
+        """Return the bounds that a variant of this precision must meet.
+
+        A recipe that names some changes those alone.
+        """
+        usual = DEFAULT_TOLERANCES[precision]
+        own = self.tolerance.get(precision)
+        if own is None:
+            return usual
+        given = {
+            name: value for name, value in msgspec.structs.asdict(own).items() if value is not None
+        }
+        return msgspec.structs.replace(usual, **given)
 
 
 def recipe_names() -> list[str]:

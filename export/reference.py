@@ -104,9 +104,24 @@ class Reference:
         return hidden
 
 
-def reference_token_ids(folder: Path, texts: list[str], max_length: int) -> list[list[int]]:
-    """Return the ids that transformers' own tokenizer for ``folder`` gives the texts."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+def reference_token_ids(
+    folder: Path, texts: list[str], max_length: int, architecture: Architecture = "bert"
+) -> list[list[int]]:
+    """Return the ids that transformers' own tokenizer for ``folder`` gives the texts.
+
+    ``architecture``: which tokenizer it is where no file says so. Raises ``CheckpointError`` if
+    transformers cannot open it.
+    """
+    config = transformers.AutoConfig.for_model(architecture)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            folder, config=config, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
+        raise CheckpointError(
+            f"transformers cannot open the tokenizer in '{folder}', which corom's is compared "
+            f"with: {error}"
+        ) from None
     encoded = tokenizer(texts, truncation=True, max_length=max_length)
     ids: list[list[int]] = encoded["input_ids"]
     return ids

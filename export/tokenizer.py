@@ -28,6 +28,11 @@ def tokenizer_json(folder: Path, config: EncoderConfig) -> bytes:
     is larger than the embedding table, or if texts get no special tokens at both ends.
     """
     settings = read_json(folder / "tokenizer_config.json") or {}
+    if settings.get("truncation_side", "right") != "right":
+        raise CheckpointError(
+            f"'{folder / 'tokenizer_config.json'}' cuts long texts on the left (truncation_side), "
+            "which a bundle does not. Remove the line, and ask for it: truncate='left'."
+        )
     if (folder / "tokenizer.json").is_file():
         tokenizer = _own(folder / "tokenizer.json", settings, config)
     elif (folder / "vocab.txt").is_file():

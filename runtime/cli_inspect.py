@@ -99,5 +99,5 @@ def _facts(manifest: Manifest) -> Table:
     }
     table = Table.grid(padding=(0, 2))
     for name, value in facts.items():
-        table.add_row(name, value)
+        table.add_row(name, escape(value))  # a prompt may hold what looks like a style
     return table

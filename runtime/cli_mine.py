@@ -98,6 +98,8 @@ def mine(
         raise InputError(f"there is no folder '{output.parent}' to write '{output.name}' into.")
     for inputs in (asked, passages_of):
         inputs.refuse_as_output(output)
+    if output.exists() and qrels.exists() and output.samefile(qrels):
+        raise InputError(f"'{output}' would overwrite the judgements. Write elsewhere.")
     opened, judged = VectorIndex(index), read_qrels(qrels)
     job = opened.job
     if {file.sha256 for file in passages_of.files()} - {file.sha256 for file in job.inputs}:

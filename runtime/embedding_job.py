@@ -69,20 +69,26 @@ def embed_corpus(
         if complete and known_input:
             return _manifest(job, done)
         shards: dict[int, Shard] = {}
-        with _begun(folder, job, done), _bad_rows_file(bad_rows, folder) as note:
-            source = JobSource(
-                corpus, job.shard_rows, frozenset(done), complete, bad_rows=bad_rows is not None
-            )
-            shard_of = partial(_shard_of, folder, job, done, note)
-            # Mapped too: a shard's vectors are gone while the next ones are computed.
-            for shard in map(shard_of, embedder.embed(source, advance)):
-                shards[shard.number] = shard
-                if shard.number not in done:
-                    folder.save(_manifest(job, done | shards))
-            manifest = _manifest(job, shards)
-            if len(shards) < len(done | shards):
-                raise input_changed(f"it had more than {manifest.rows + manifest.bad_rows:,} rows")
+        with _begun(folder, job, done):
+            with _bad_rows_file(bad_rows, folder) as note:
+                source = JobSource(
+                    corpus, job.shard_rows, frozenset(done), complete, bad_rows=bad_rows is not None
+                )
+                shard_of = partial(_shard_of, folder, job, done, note)
+                # Mapped too: a shard's vectors are gone while the next ones are computed.
+                for shard in map(shard_of, embedder.embed(source, advance)):
+                    shards[shard.number] = shard
+                    if shard.number not in done:
+                        folder.save(_manifest(job, done | shards))
+                manifest = _manifest(job, shards)
+                if len(shards) < len(done | shards):
+                    rows = manifest.rows + manifest.bad_rows
+                    raise input_changed(f"it had more than {rows:,} rows")
+                if known_input and corpus.files() != job.inputs:
+                    raise input_changed("a file was altered while its rows were embedded")
             if not manifest.rows:
+                folder.clear([])
+                folder.forget()
                 what = "can be used" if manifest.bad_rows else "is there"
                 raise InputError(f"not one row {what} in: {', '.join(corpus.names)}.")
         if not complete:
@@ -169,6 +175,7 @@ def _bad_rows_file(path: Path | None, folder: ShardFolder) -> Iterator[Callable[
     if path is None:
         yield lambda _passage: None
         return
+    path = path.resolve()  # what a link leads to is written, not the link
     # One name for each folder, which is locked: going on takes what a killed run left.
     place = folder.name if is_url(folder.name) else os.path.realpath(folder.name)
     own = hashlib.sha256(os.fsencode(place)).hexdigest()[:16]

@@ -14,6 +14,9 @@ from .qrels import Qrels, refuse_unknown
 from .vector_index import VectorIndex, top_k
 from .vectors import Vectors
 
+COPY = 1e-8
+"""Share of a vector's squared length that rounding may take: the same text in another batch."""
+
 
 class MiningOptions(NamedTuple):
     """Which passages become negatives.
@@ -55,6 +58,8 @@ def mine(
 ) -> list[Mined]:
     """Return positives and mined negatives of each query that has a relevant passage.
 
+    A passage with the very vector of a positive is a copy of it, and no negative.
+
     ``queries``: (Q, H), of ``query_ids``. Raises ``InputError`` for judgements of passages or
     queries that are not there.
     """
@@ -72,16 +77,24 @@ def mine(
         query = query_ids[row]
         positives = qrels[query]
         known = [places[key] for key in positives]
+        copies = _copies(index.vectors[own_places], index.vectors[known])
         others = [
             (str(index.ids[place]), float(score))
-            for place, score in zip(own_places.tolist(), own_scores, strict=True)
-            if place not in known
+            for place, score, copy in zip(own_places.tolist(), own_scores, copies, strict=True)
+            if place not in known and not copy
         ][first - 1 : last]
         if options.margin is not None:
             ceiling = np.max(index.vectors[known] @ vector) - np.float32(options.margin)
             others = [other for other in others if np.float32(other[1]) <= ceiling]
         mined.append(Mined(query, positives, _chosen(others, query, options)))
     return mined
+
+
+def _copies(vectors: Vectors, positives: Vectors) -> list[bool]:
+    """Say of each vector (N, H) whether it is one of the positives' (P, H), but for rounding."""
+    apart = np.square(vectors[:, None] - positives).sum(axis=2)
+    copies: list[bool] = (apart <= COPY * np.square(positives).sum(axis=1)).any(axis=1).tolist()
+    return copies
 
 
 def _chosen(

@@ -73,9 +73,9 @@ class Index(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         ):
             return False
         shapes = array_shapes(self.sizes, pooling)
-        return (
-            list(self.arrays) == list(shapes) and 4 * sum(map(prod, shapes.values())) <= size_bytes
-        )
+        # Each, not all together: equal arrays share a place.
+        largest = max(map(prod, shapes.values()))
+        return list(self.arrays) == list(shapes) and 4 * largest <= size_bytes
 
 
 class NativeWeights(NamedTuple):

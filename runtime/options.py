@@ -9,6 +9,8 @@ from .tokens import Truncate, check_text, check_truncate
 from .vectors import Vectors, check_dimension, normalize, shorten
 
 Item = TypeVar("Item")
+PASSAGE_PROMPTS = ("document", "passage", "corpus")
+"""Names of the prompt of passages; the first that there is, as in sentence-transformers."""
 
 
 class TextOptions(TypedDict, total=False):
@@ -94,8 +96,9 @@ def with_prompt(name: str, prompts: Mapping[str, str], options: EncodeOptions) -
 
 
 def with_document_prompt(prompts: Mapping[str, str], options: EncodeOptions) -> EncodeOptions:
-    """Return the options with the prompt "passage" or else "document", as ``with_prompt`` does."""
-    return with_prompt("passage" if "passage" in prompts else "document", prompts, options)
+    """Return the options with the prompt of passages, as ``with_prompt`` does."""
+    name = next((name for name in PASSAGE_PROMPTS if name in prompts), PASSAGE_PROMPTS[0])
+    return with_prompt(name, prompts, options)
 
 
 def as_texts(texts: Iterable[Item]) -> tuple[Iterable[Item], int | None]:

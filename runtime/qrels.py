@@ -5,6 +5,7 @@ from pathlib import Path
 
 from .errors import InputError
 
+BEIR_HEADER = ["query-id", "corpus-id", "score"]
 Qrels = dict[str, list[str]]
 """Query id → ids of relevant passages, in the order of the file."""
 
@@ -12,7 +13,8 @@ Qrels = dict[str, list[str]]
 def read_qrels(path: Path) -> Qrels:
     """Read lines of ``query 0 passage relevance``, or ``query passage [relevance]``.
 
-    Fields are separated by white space. Passages of relevance 0 are no answers and left out; a
+    Fields are separated by tabs where a line has any, else by white space; BEIR's header is left
+    out. Passages of relevance 0 are no answers and left out; a
     query that has only such is there with none. Raises ``InputError`` naming the line that is of
     another form.
     """
@@ -23,8 +25,8 @@ def read_qrels(path: Path) -> Qrels:
         raise InputError(f"'{path}' cannot be read: {reason}.") from None
     qrels: Qrels = {}
     for number, line in enumerate(lines, 1):
-        fields = line.split()
-        if not fields:
+        fields = line.strip().split("\t") if "\t" in line.strip() else line.split()
+        if not fields or (number == 1 and fields == BEIR_HEADER):
             continue
         query, passage, relevance = _judgement(fields, path, number)
         relevant = qrels.setdefault(query, [])

@@ -18,7 +18,7 @@ from .delimited_rows import csv_rows, tsv_rows, utf8_lines
 from .errors import InputError
 from .parquet_rows import parquet_rows
 from .row import NOT_UTF8, BadRow, Columns, Row, Rows, no_column, row_of
-from .urls import is_url, open_url
+from .urls import errors_of, is_url, open_url
 
 STDIN = "-"
 
@@ -42,8 +42,13 @@ def read_rows(
             f"'{name}' is of no kind that can be read: {', '.join(KINDS)}, or gzip of one (.gz). "
             "Say which with --input-format."
         )
+    where = path or name
     try:
-        with open_bytes(path or name, packed=packed) as file:
+        # Drivers of URLs have errors of their own, in the middle of a file too.
+        with (
+            errors_of(where) if is_url(where) else nullcontext(),
+            open_bytes(where, packed=packed) as file,
+        ):
             yield from KINDS[kind](file, name, columns)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"'{name}' is a damaged or truncated gzip file: {error}.") from None

@@ -15,13 +15,22 @@ from .whole_file import share_as_usual
 
 
 class Kind(NamedTuple):
-    """What is published: what a message calls it, and the file that shows that one is there."""
+    """What is published: what a message calls it, and how one is known.
+
+    That is a file, and what is in it: others have a file of that name too.
+    """
 
     noun: str
     marker: str
+    sign: bytes = b""
+
+    def is_at(self, folder: Path) -> bool:
+        """Return whether a folder is of this kind, be it a damaged one."""
+        marker = folder / self.marker
+        return marker.is_file() and self.sign in marker.read_bytes()
 
 
-BUNDLE = Kind("bundle", MANIFEST_NAME)
+BUNDLE = Kind("bundle", MANIFEST_NAME, b'"schema_version"')
 
 
 @contextmanager
@@ -45,6 +54,8 @@ def staged(output: Path, *, overwrite: bool, kind: Kind = BUNDLE) -> Iterator[Pa
             tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent)
         )
         yield staging
+        if overwrite:  # whose place it takes may have come while the work was done
+            refuse_occupied(output, overwrite=True, kind=kind)
         share_as_usual(staging)
         _publish(staging, output, overwrite=overwrite)
     finally:
@@ -56,13 +67,18 @@ def staged(output: Path, *, overwrite: bool, kind: Kind = BUNDLE) -> Iterator[Pa
 
 def refuse_occupied(output: Path, *, overwrite: bool, kind: Kind = BUNDLE) -> None:
     """Raise ``InputError`` if there is something at ``output`` that may not be replaced."""
+    if os.path.ismount(output):
+        raise InputError(
+            f"'{output}' is a mount point, which no finished folder can take the place of. Give a "
+            f"folder in it: '{output / kind.noun.split()[0].lower()}'."
+        )
     if not output.is_symlink() and (not output.exists() or _is_empty_folder(output)):
         return
     if not overwrite:
         raise InputError(
             f"'{output}' exists. Choose another folder, or replace it with --overwrite."
         )
-    if not (output / kind.marker).is_file():
+    if not kind.is_at(output):
         raise InputError(
             f"'{output}' is not a {kind.noun}, and --overwrite replaces nothing else. Choose "
             "another folder, or remove it first."

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -13,7 +13,7 @@ from .whole_file import sync_folder, whole_file
 
 
 class DiskStore:
-    """A folder, made when it is held, removed again if nothing came of it."""
+    """A folder, made when it is held if it is not there; then removed if nothing came of it."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, str(path)
@@ -21,17 +21,22 @@ class DiskStore:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Hold the folder by a lock on itself, which leaves no file behind."""
-        handle = self._lock()
+        handle, made = self._lock()
         try:
             yield
         finally:
-            # While the lock is held: an empty folder may be another job's that has just begun.
-            if not any(self.path.iterdir()):
-                self.path.rmdir()
-            os.close(handle)
+            try:
+                # While the lock is held: an empty folder may be another job's that has just begun.
+                with suppress(OSError):  # it has files, or may stay
+                    if made:
+                        self.path.rmdir()
+            finally:
+                os.close(handle)
 
-    def _lock(self) -> int:
+    def _lock(self) -> tuple[int, bool]:
+        """Return the locked folder, and whether it was made for this."""
         while True:
+            made = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
             try:
@@ -41,7 +46,7 @@ class DiskStore:
                 raise
             # A job that ended in between may have removed the folder that was opened.
             if self.path.exists() and os.fstat(handle).st_ino == self.path.stat().st_ino:
-                return handle
+                return handle, made
             os.close(handle)
 
     def names(self) -> list[str]:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from .errors import BundleError, InputError, missing_extra
 from .shard_manifest import MANIFEST, Job, decoded
 from .stores import open_store
-from .vectors import Vectors, normalize
+from .vectors import Vectors, are_finite, normalize
 
 QUERY_BLOCK, PASSAGE_BLOCK = 256, 8192
 """Scores that are in memory together: 8 MB."""
@@ -70,6 +70,9 @@ class VectorIndex:
             raise InputError(
                 f"the queries have the shape {rows.shape}; expected (Q, {self.job.dimension})."
             )
+        if not are_finite(rows):
+            row = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
+            raise InputError(f"query {row} holds NaN or infinity, which is near to nothing.")
         return normalize(rows) if self.job.similarity == "cosine" else rows
 
 

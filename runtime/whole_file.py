@@ -17,10 +17,16 @@ def whole_file(
 ) -> Iterator[IO[bytes]]:
     """Yield a file to write; it gets its name when the block ends without an error.
 
-    ``partial``: what it is called until then, for one writer at a time, who then finds and replaces
-    what it left when it was killed; None takes a name that nobody else has. ``sync``: have content
-    and name on the disk when this returns.
+    What a link leads to is replaced, and a device or pipe is written as it is. ``partial``: what
+    the file is called until then, for one writer at a time, who then finds and replaces what it
+    left when it was killed; None takes a name that nobody else has. ``sync``: have content and name
+    on the disk when this returns.
     """
+    path = path.resolve() if path.is_symlink() else path
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with path.open("wb") as file:
+            yield file
+        return
     try:
         partial = _new_name(path) if partial is None else partial
         try:  # before the file is made: whoever ends this process may do so at any moment

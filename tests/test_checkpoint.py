@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,9 @@ from safetensors.torch import load_file, save_file
 from corom.export.checkpoint import Checkpoint, load_checkpoint
 from corom.export.errors import CheckpointError
 from corom.export.recipe import Recipe
+from corom.export.reference import reference_token_ids
 from corom.export.sources import ResolvedSource
+from corom.runtime.tokens import Tokenizer
 
 MakeCheckpoint = Callable[..., Path]
 State = dict[str, torch.Tensor]
@@ -70,6 +73,7 @@ def test_modelscope_layout(make_checkpoint: MakeCheckpoint) -> None:
     [
         ({"emb_pooler_type": "avg", "normalize": True}, {}, ("mean", True, "dot", 128)),
         ({}, {"max_length": 64}, ("cls", False, "dot", 64)),
+        ({}, {"train": {"max_length": 32}, "val": {"max_length": 64}}, ("cls", False, "dot", 64)),
         # ModelScope's pipeline always passes its own sequence_length over this one.
         ({}, {"sequence_length": 64}, ("cls", False, "dot", 128)),
     ],
@@ -91,7 +95,21 @@ def test_modelscope_settings(
 def test_modelscope_type_stands_in_for_model_type(copy: Callable[..., Path]) -> None:
     folder = copy("modelscope")
     change_json(folder / "config.json", model_type=...)
-    assert load(folder).config.architecture == "bert"
+    checkpoint = load(folder)
+    assert checkpoint.config.architecture == "bert"
+    # transformers opens the tokenizer to compare with, though no file names it.
+    ids = reference_token_ids(folder, ["头痛"], 128, checkpoint.config.architecture)
+    assert ids == Tokenizer(checkpoint.tokenizer_json, 128, 160)(["头痛"]).ids
+
+
+def test_a_tokenizer_that_transformers_cannot_open_is_named(copy: Callable[..., Path]) -> None:
+    folder = copy()
+    change_json(
+        folder / "tokenizer_config.json", tokenizer_class=None, auto_map={"AutoTokenizer": 3}
+    )
+    (folder / "vocab.txt").unlink()
+    with pytest.raises(CheckpointError, match="transformers cannot open the tokenizer in"):
+        reference_token_ids(folder, ["头痛"], 128)
 
 
 def test_sentence_transformers_layout(make_checkpoint: MakeCheckpoint) -> None:
@@ -568,3 +586,23 @@ def test_a_checkpoint_cannot_be_changed(make_checkpoint: MakeCheckpoint) -> None
     checkpoint = load(make_checkpoint(), pooling="cls")
     with pytest.raises(dataclasses.FrozenInstanceError):
         checkpoint.pooling = "mean"  # type: ignore[misc]
+
+
+def test_lower_casing_outside_is_seen_where_the_vocabulary_has_no_latin_words(
+    copy: Callable[..., Path],
+) -> None:
+    folder = copy("sentence-transformers")
+    words = (folder / "vocab.txt").read_text("utf-8").splitlines()
+    chinese = [f"字{n}" if re.search("[a-z]", word) else word for n, word in enumerate(words)]
+    (folder / "vocab.txt").write_text("\n".join(chinese) + "\n", "utf-8")
+    change_json(folder / "sentence_bert_config.json", do_lower_case=True)
+    change_json(folder / "tokenizer_config.json", do_lower_case=False)
+    with pytest.raises(CheckpointError, match="do_lower_case"):
+        load(folder)
+
+
+def test_cutting_on_the_left_is_refused(copy: Callable[..., Path]) -> None:
+    folder = copy("sentence-transformers")
+    change_json(folder / "tokenizer_config.json", truncation_side="left")
+    with pytest.raises(CheckpointError, match=r"truncation_side.*truncate='left'"):
+        load(folder)

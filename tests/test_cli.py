@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import click
+import msgspec
 import numpy as np
 import pytest
 from rich.console import Console
@@ -14,6 +15,7 @@ from rich.console import Console
 from corom.runtime import CoromError, Encoder
 from corom.runtime.cli import COMMANDS, exit_codes
 from corom.runtime.cli_inspect import Here, here_table
+from corom.runtime.manifest import load_manifest, save_manifest
 
 Corom = Callable[..., subprocess.CompletedProcess[str]]
 Shell = Callable[..., subprocess.CompletedProcess[str]]
@@ -131,6 +133,14 @@ def test_inspect_shows_what_a_bundle_holds(corom: Corom, tiny_mean_bundle: Path)
         assert words in done.stdout
     for file in ("README.md", "golden.npz", "onnx/model.onnx", "tokenizer.json"):
         assert file in done.stdout
+
+
+def test_inspect_shows_a_prompt_that_looks_like_markup(corom: Corom, altered: Path) -> None:
+    manifest = msgspec.structs.replace(load_manifest(altered), prompts={"query": "[INST] [/INST] "})
+    save_manifest(manifest, altered)
+    done = corom("inspect", altered)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "[INST] [/INST]" in done.stdout
 
 
 def test_inspect_as_json_is_the_manifest_and_the_engines(corom: Corom, tiny_bundle: Path) -> None:

@@ -10,7 +10,8 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,12 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from click.testing import CliRunner
 
 from corom.runtime import Encoder, MapBatches, VectorIndex, search
+from corom.runtime.cli_embed import embed
+from corom.runtime.corpus import Corpus, Passage
+from corom.runtime.errors import InputError
 from corom.runtime.manifest import load_manifest, manifest_sha256, sha256_of
 from corom.runtime.tuning import TUNING_VERSION, Tuning, Winner, save_tuning, this_machine
 
@@ -561,3 +566,43 @@ def test_ids_travel_in_json_lines(corom: Corom, tiny_bundle: Path, tmp_path: Pat
     done = corom("embed", tiny_bundle, "-i", tmp_path / "a.csv", "--id-column", "id")
     records = [json.loads(line) for line in done.stdout.splitlines()]
     assert [(r["id"], r["text"]) for r in records] == [("x", "头,痛"), ("y", "发烧")]
+
+
+@pytest.mark.parametrize("made_before", [False, True])
+def test_without_one_good_row_the_reasons_stay_and_the_folder_can_be_used(
+    corom: Corom, tiny_bundle: Path, tmp_path: Path, made_before: bool
+) -> None:
+    source, folder = tmp_path / "rows.jsonl", tmp_path / "v"
+    source.write_text('{"text": null}\n{"text": 3}\n', "utf-8")
+    if made_before:
+        folder.mkdir(mode=0o750)
+    command = ["embed", tiny_bundle, "-i", source, "-o", folder, "--bad-rows", tmp_path / "notes"]
+    assert corom(*command).returncode == 2
+    assert len((tmp_path / "notes").read_text("utf-8").splitlines()) == 2
+    assert folder.exists() == made_before
+    source.write_text('{"text": "头痛"}\n', "utf-8")
+    done = corom(*command)
+    assert done.returncode == 0, done.stderr
+    assert VectorIndex(folder).ids == [0]
+
+
+def test_a_file_that_is_altered_while_it_is_embedded_is_refused(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, times = tmp_path / "rows.txt", count(1)
+    source.write_text("头痛\n发热\n", "utf-8")
+    read = Corpus.passages
+
+    def passages(corpus: Corpus) -> Iterator[Passage]:
+        yield from read(corpus)
+        if next(times) == 2:  # the first time is the survey
+            source.write_text("头痛\n咳嗽\n", "utf-8")
+
+    monkeypatch.setattr(Corpus, "passages", passages)
+    done = CliRunner().invoke(
+        embed, [str(tiny_bundle), "-i", str(source), "-o", str(tmp_path / "v")]
+    )
+    assert isinstance(done.exception, InputError)
+    assert "the input has changed" in str(done.exception)
+    with pytest.raises(InputError, match="its job was not finished"):
+        VectorIndex(tmp_path / "v")

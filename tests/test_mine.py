@@ -152,3 +152,34 @@ def test_ids_that_are_not_there(corom: Corom, place: Path, tmp_path: Path) -> No
     assert f"passages that are not in '{corpus}'" in run(corom, place, out, corpus=corpus)
     assert "ranks are 5 to 2" in run(corom, place, out, "--ranks", "5", "2")
     assert not out.exists()
+
+
+def test_judgements_by_tabs_and_beirs_header(tmp_path: Path) -> None:
+    path = tmp_path / "qrels"
+    path.write_text("query-id\tcorpus-id\tscore\nq 1\tdoc 12\t1\nq 1\t0\tdoc 3\t2\n", "utf-8")
+    assert read_qrels(path) == {"q 1": ["doc 12", "doc 3"]}
+
+
+def test_copies_of_a_positive_are_no_negatives() -> None:
+    index = VectorIndex.__new__(VectorIndex)  # its vectors, without the files
+    near = np.array([1, 0, 1e-6, 0], np.float32)
+    index.vectors = np.array([[1, 0, 0, 0], near, [0.99, 0.1, 0, 0], [0, 1, 0, 0]], np.float32)
+    index.ids = ["positive", "copy", "near", "far"]
+    index.prepared = lambda rows: rows  # type: ignore[method-assign]
+    query = np.array([[1, 0, 0, 0]], np.float32)
+    for margin in (None, 0.0):
+        (mined,) = mine(index, ["q"], query, {"q": ["positive"]}, MiningOptions(margin=margin))
+        assert [key for key, _ in mined.negatives] == ["near", "far"]
+
+
+def test_judgements_are_not_overwritten(corom: Corom, place: Path) -> None:
+    paths = [
+        part
+        for name in ("corpus", "queries", "qrels")
+        for part in (f"--{name}", place / f"{name}.tsv")
+    ]
+    before = (place / "qrels.tsv").read_bytes()
+    done = corom("mine", place / "v", *paths, "-o", place / "qrels.tsv")
+    assert done.returncode == 2
+    assert "would overwrite the judgements" in done.stderr
+    assert (place / "qrels.tsv").read_bytes() == before

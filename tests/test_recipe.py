@@ -83,3 +83,12 @@ def test_recipe_that_is_not_text(tmp_path: Path) -> None:
     (tmp_path / "my.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="cannot be used"):
         load_recipe(str(tmp_path / "my.toml"))
+
+
+def test_a_tolerance_that_names_one_bound_keeps_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "my.toml"
+    path.write_text('source = "x"\n[tolerance.fp32]\ncosine_min = 0.999999')
+    usual, own = DEFAULT_TOLERANCES["fp32"], load_recipe(str(path)).tolerance_for("fp32")
+    assert own.cosine_min == 0.999999
+    assert own.max_abs_error == usual.max_abs_error == 1e-4
+    assert own.batch_invariance == usual.batch_invariance

@@ -103,6 +103,10 @@ def test_what_cannot_be_searched(index: Path, tmp_path: Path) -> None:
         VectorIndex(tmp_path)
     with pytest.raises(InputError, match=r"shape \(1, 3\); expected \(Q, 48\)"):
         search(index, np.zeros(3, np.float32))
+    queries = np.zeros((3, 48), np.float32)
+    queries[1, 7] = np.nan
+    with pytest.raises(InputError, match="query 1 holds NaN or infinity"):
+        search(index, queries)
     with pytest.raises(InputError, match="k is 0"):
         search(index, np.zeros(48, np.float32), 0)
     with pytest.raises(InputError, match="no method 'annoy'. Methods: exact, faiss"):

@@ -10,19 +10,26 @@ import pytest
 
 from corom.runtime.errors import InputError
 from corom.runtime.manifest import MANIFEST_NAME
-from corom.runtime.staging import staged
+from corom.runtime.staging import BUNDLE, refuse_occupied, staged
+
+SIGN = BUNDLE.sign.decode()
+
+
+def content_of(file: Path) -> str:
+    """Return what is in a file, but for what makes it a bundle's manifest."""
+    return file.read_text().removesuffix(SIGN)
 
 
 def fill(folder: Path, content: str = "new") -> None:
     """Put what looks like a bundle into a folder."""
     folder.mkdir(exist_ok=True)
-    (folder / MANIFEST_NAME).write_text(content)
+    (folder / MANIFEST_NAME).write_text(content + SIGN)
 
 
 def tree(folder: Path) -> dict[str, str | None]:
     """Return every path below a folder, with the content of the files."""
     return {
-        str(path.relative_to(folder)): path.read_text() if path.is_file() else None
+        str(path.relative_to(folder)): content_of(path) if path.is_file() else None
         for path in sorted(folder.rglob("*"))
     }
 
@@ -121,7 +128,7 @@ def test_overwrite_replaces_a_bundle(tmp_path: Path, kind: str) -> None:
     assert tree(output) == {MANIFEST_NAME: "new"}
     assert not list(tmp_path.glob(".*"))
     if kind == "link to a bundle":
-        assert (tmp_path / "elsewhere" / "bundle" / MANIFEST_NAME).read_text() == "old"
+        assert content_of(tmp_path / "elsewhere" / "bundle" / MANIFEST_NAME) == "old"
 
 
 @pytest.mark.parametrize("kind", ["folder of other things", "file", "link to a file"])
@@ -148,7 +155,7 @@ def test_overwrite_keeps_the_old_bundle_until_the_new_is_whole(tmp_path: Path) -
     fill(tmp_path / "bundle", "old")
     with pytest.raises(ValueError), staged(tmp_path / "bundle", overwrite=True) as staging:  # noqa: PT011,PT012
         fill(staging)
-        assert (tmp_path / "bundle" / MANIFEST_NAME).read_text() == "old"
+        assert content_of(tmp_path / "bundle" / MANIFEST_NAME) == "old"
         raise ValueError
     assert tree(tmp_path) == {"bundle": None, f"bundle/{MANIFEST_NAME}": "old"}
 
@@ -192,3 +199,32 @@ def test_a_staging_folder_that_vanished_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), staged(tmp_path / "bundle", overwrite=False) as staging:
         shutil.rmtree(staging)
     assert tree(tmp_path) == {}
+
+
+def test_overwrite_spares_a_folder_with_somebody_elses_manifest(tmp_path: Path) -> None:
+    output = tmp_path / "extension"
+    output.mkdir()
+    (output / MANIFEST_NAME).write_text('{"manifest_version": 3, "name": "mine"}')
+    with (
+        pytest.raises(InputError, match="is not a bundle, and --overwrite replaces nothing else"),
+        staged(output, overwrite=True),
+    ):
+        pytest.fail("the work began")
+    assert (output / MANIFEST_NAME).exists()
+
+
+def test_overwrite_looks_again_before_it_replaces(tmp_path: Path) -> None:
+    output = tmp_path / "bundle"
+    with (  # noqa: PT012
+        pytest.raises(InputError, match="is not a bundle"),
+        staged(output, overwrite=True) as staging,
+    ):
+        fill(staging)
+        output.mkdir()
+        (output / "thesis.txt").write_text("precious")
+    assert tree(output) == {"thesis.txt": "precious"}
+
+
+def test_a_mount_point_is_refused_before_the_work() -> None:
+    with pytest.raises(InputError, match=r"'/proc' is a mount point.*'/proc/bundle'"):
+        refuse_occupied(Path("/proc"), overwrite=True)

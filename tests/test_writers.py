@@ -118,3 +118,12 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
 
 def test_every_suffix_has_a_writer() -> None:
     assert tuple(WRITERS) == SUFFIXES
+
+
+def test_a_folder_with_the_name_of_a_file_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "v.parquet").mkdir()
+    with (
+        pytest.raises(InputError, match="is a folder, and its name is one of a file"),
+        open_writer(tmp_path / "v.parquet", 3),
+    ):
+        pytest.fail("the work began")
