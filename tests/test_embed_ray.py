@@ -100,6 +100,7 @@ def shards(folder: Path) -> int:
 
 
 @needs_ray
+@pytest.mark.slow
 def test_who_is_killed_costs_no_row_and_the_folder_is_the_same_to_the_byte(
     start: Start,
     command: Callable[..., list[Any]],
