@@ -974,6 +974,26 @@ def test_other_heads_are_left_to_others(
 # --- The index
 
 
+def test_equal_arrays_share_a_place(
+    make_checkpoint: Callable[..., Path], parity_file: Path, tmp_path: Path
+) -> None:
+    def equal(state: dict[str, torch.Tensor]) -> None:
+        for name, values in state.items():
+            if name.endswith("bias"):
+                values.zero_()
+            elif "LayerNorm" in name:
+                values.fill_(1.0)
+
+    shape = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 2}
+    folder = make_checkpoint(num_hidden_layers=8, edit=equal, **shape)
+    made = tmp_path / "made"
+    export_bundle(str(folder), made, parity_texts=parity_file, pooling="mean")
+    arrays = load_native_weights(made, load_manifest(made)).arrays
+    biases = [array for name, array in arrays.items() if name.endswith("bias")]
+    assert len(biases) > 10
+    assert not any(array.any() for array in biases)
+
+
 @pytest.fixture
 def changed(bundle: Path, tmp_path: Path, rehash: Callable[..., None]) -> Callable[..., Path]:
     """Return a bundle whose index was changed by a function of its contents."""
