@@ -90,7 +90,11 @@ from .writers import SUFFIXES, open_writer
     help="Scale vectors to length 1; default: as the manifest says.",
 )
 @click.option("--truncate-dim", type=click.IntRange(1), help="Keep only the first values.")
-@click.option("--prompt-name", help="Put this prompt of the manifest before each text.")
+@click.option(
+    "--prompt-name",
+    help="Put this prompt of the manifest before each text; default: none, for a folder that of "
+    "passages.",
+)
 @click.option(
     "--truncate/--error-on-truncate",
     default=True,
