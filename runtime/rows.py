@@ -43,17 +43,15 @@ def read_rows(
             "Say which with --input-format."
         )
     where = path or name
-    try:
-        # Drivers of URLs have errors of their own, in the middle of a file too.
-        with (
-            errors_of(where) if is_url(where) else nullcontext(),
-            open_bytes(where, packed=packed) as file,
-        ):
-            yield from KINDS[kind](file, name, columns)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"'{name}' is a damaged or truncated gzip file: {error}.") from None
-    except OSError as error:
-        raise InputError(f"'{name}' cannot be read: {error.strerror or error}.") from None
+    # Drivers of URLs have errors of their own, in the middle of a file too.
+    with errors_of(where) if is_url(where) else nullcontext():
+        try:
+            with open_bytes(where, packed=packed) as file:
+                yield from KINDS[kind](file, name, columns)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise InputError(f"'{name}' is a damaged or truncated gzip file: {error}.") from None
+        except OSError as error:
+            raise InputError(f"'{name}' cannot be read: {error.strerror or error}.") from None
 
 
 def open_bytes(name: str, *, packed: bool = False) -> AbstractContextManager[BinaryIO]:

@@ -139,13 +139,13 @@ def open_writer(output: Path | None, dimension: int) -> Iterator[Writer]:
         return
     if output.is_symlink():  # what it leads to is replaced, not the link
         output = output.resolve()
+    if output.suffix not in WRITERS:
+        raise InputError(f"output '{output}' must end in one of: {', '.join(SUFFIXES)}.")
     if output.is_dir():
         raise InputError(
             f"'{output}' is a folder, and its name is one of a file. Give the name of a file, or a "
             "folder without such an ending."
         )
-    if output.suffix not in WRITERS:
-        raise InputError(f"output '{output}' must end in one of: {', '.join(SUFFIXES)}.")
     if not output.parent.is_dir():
         raise InputError(f"there is no folder '{output.parent}' to write '{output.name}' into.")
     with whole_file(output) as file:

@@ -97,7 +97,7 @@ def test_the_cards_figures_stand_beside_its_own_collection_only(
         (["--corpus", "queries.tsv"], "passages that are not in 'queries.tsv', such as 'p1'"),
         (["--queries", "corpus.tsv"], "queries that are not in 'corpus.tsv', such as 'q1'"),
         (["--qrels", "zero.tsv"], "has no relevant passage"),
-        (["--qrels", "corpus.tsv"], "is no judgement"),
+        (["--qrels", "corpus.tsv"], "queries that are not in"),
         (["--corpus", "twice.tsv"], "its id 'p1' was there before"),
     ],
 )
