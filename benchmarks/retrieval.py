@@ -8,7 +8,7 @@ from corom.runtime import Encoder
 from corom.runtime.corpus import Corpus
 from corom.runtime.errors import InputError
 from corom.runtime.manifest import Manifest
-from corom.runtime.options import PASSAGE_PROMPTS
+from corom.runtime.options import passage_prompt
 from corom.runtime.qrels import Qrels, read_qrels, refuse_unknown
 from corom.runtime.row import Columns
 from corom.runtime.vector_index import top_k
@@ -71,7 +71,7 @@ def reference_row(
     """Return the measures of the torch reference; prompts as `Encoder` puts them."""
     prompts = manifest.prompts
     before_query = prompts.get("query", "")
-    before_passage = next((prompts[name] for name in PASSAGE_PROMPTS if name in prompts), "")
+    before_passage = prompts.get(passage_prompt(prompts), "")
     queries = vectors_of([before_query + text for text in collection.queries.values()])
     passages = vectors_of([before_passage + text for text in collection.corpus.values()])
     if manifest.normalize:

@@ -15,7 +15,7 @@ import numpy as np
 from .batching import Batch
 from .cuda import Device
 from .engine import Engine
-from .errors import CoromError, CudaError, DeviceMemoryError
+from .errors import CudaError, DeviceMemoryError, closed_encoder
 from .lane import RUNS_BEFORE_CAPTURE, SLOTS, Lane, SlotState
 from .shapes import Buckets
 from .vectors import Vectors
@@ -267,7 +267,7 @@ class LaneBackend:
 
     def _refuse_if_unusable(self) -> None:
         if self._closed:
-            raise CoromError("this encoder is closed. Open a new one: Encoder(bundle).")
+            raise closed_encoder()
         if self._dead is not None:
             raise CudaError(
                 f"this encoder is unusable since a CUDA call failed: {self._dead} Close it and "

@@ -15,7 +15,7 @@ from .backend import Backend, Sharing, Streaming, Warming, open_backend
 from .batching import Batch, pad, plan_batches
 from .choice import Asked, choose
 from .engine_cache import EngineCache
-from .errors import CoromError, InputError, ParityError
+from .errors import InputError, ParityError, closed_encoder
 from .manifest import Tolerance, checked_file, load_manifest
 from .offline import distinct, execute, one_ahead
 from .options import (
@@ -388,7 +388,7 @@ class Encoder:
     def require_open(self) -> None:
         """Raise ``CoromError`` if it was closed."""
         if self._closed:
-            raise CoromError("this encoder is closed. Open a new one: Encoder(bundle).")
+            raise closed_encoder()
 
     def _note_truncated(self, count: int) -> None:
         with self._lock:

@@ -92,6 +92,11 @@ class DeviceMemoryError(CudaError):
     """The device has too little free memory; what already runs is not affected."""
 
 
+def closed_encoder() -> CoromError:
+    """Return the error for a call of an encoder that was closed."""
+    return CoromError("this encoder is closed. Open a new one: Encoder(bundle).")
+
+
 def missing_extra(package: str, extra: str, needed_for: str) -> UnavailableError:
     """Return the error for a package that is not installed, with the pip line that installs it."""
     return UnavailableError(

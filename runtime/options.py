@@ -97,8 +97,12 @@ def with_prompt(name: str, prompts: Mapping[str, str], options: EncodeOptions) -
 
 def with_document_prompt(prompts: Mapping[str, str], options: EncodeOptions) -> EncodeOptions:
     """Return the options with the prompt of passages, as ``with_prompt`` does."""
-    name = next((name for name in PASSAGE_PROMPTS if name in prompts), PASSAGE_PROMPTS[0])
-    return with_prompt(name, prompts, options)
+    return with_prompt(passage_prompt(prompts), prompts, options)
+
+
+def passage_prompt(prompts: Mapping[str, str]) -> str:
+    """Return the name of the prompt of passages, whether there is one or not."""
+    return next((name for name in PASSAGE_PROMPTS if name in prompts), PASSAGE_PROMPTS[0])
 
 
 def as_texts(texts: Iterable[Item]) -> tuple[Iterable[Item], int | None]:
