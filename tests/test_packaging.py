@@ -1,5 +1,6 @@
 """The package: what the wheel holds, what importing loads, what the base install can do."""
 
+import os
 import platform
 import re
 import shutil
@@ -87,24 +88,48 @@ COMPILED = (
 """Whether the kernels of backend native can be compiled here."""
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy, so that nothing is left in the working tree."""
-    source = tmp_path_factory.mktemp("source")
+CHECKING = """#!/bin/sh
+case " $* " in *" -c "*)
+    g++ "$@" -fsyntax-only || exit
+    for word; do test "$last" = -o && object=$word; last=$word; done
+    exec g++ -x c++ -fPIC -c /dev/null -o "$object"
+esac
+exec g++ "$@"
+"""
+"""A g++ that reads all there is to compile and makes objects of nothing: the kernels take minutes.
+
+Whether what is compiled is there and means something is seen so; what it computes, elsewhere.
+"""
+
+
+def build(folder: Path, **environment: str) -> Path:
+    """Build the wheel from a copy in ``folder``, so that nothing is left in the working tree."""
     ignore = shutil.ignore_patterns("__pycache__", "*.pyc", "*.so")
-    for half in HALVES:
-        shutil.copytree(ROOT / half, source / half, ignore=ignore)
-    shutil.copytree(ROOT / "tests", source / "tests", ignore=ignore)
+    for half in (*HALVES, "tests"):
+        shutil.copytree(ROOT / half, folder / half, ignore=ignore)
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
+        shutil.copy(ROOT / name, folder)
     # As users get it: the source archive first, the wheel from what that holds.
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir"]
     done = subprocess.run(
-        [*command, str(source / "dist"), str(source)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist", folder],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    (built,) = (source / "dist").glob("*.whl")
+    (built,) = (folder / "dist").glob("*.whl")
     return built
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, its kernels only read."""
+    compiler = tmp_path_factory.mktemp("compiler") / "g++"
+    compiler.write_text(CHECKING, "utf-8")
+    compiler.chmod(0o755)
+    environment = dict.fromkeys(("CC", "CXX"), str(compiler)) if COMPILED else {}
+    return build(tmp_path_factory.mktemp("source"), **environment)
 
 
 def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
@@ -172,14 +197,14 @@ def test_the_version_is_one() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_base_install_opens_a_bundle_and_embeds(
-    wheel: Path, tiny_bundle: Path, tmp_path: Path
-) -> None:
+def test_the_base_install_opens_a_bundle_and_embeds(tiny_bundle: Path, tmp_path: Path) -> None:
     """A fresh environment with the wheel and its base dependencies only, from the package index."""
     python = tmp_path / "venv" / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
     install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     constraints = ["-c", str(ROOT / "constraints.txt")]
+    (tmp_path / "source").mkdir()
+    wheel = build(tmp_path / "source")
     subprocess.run([python, *install, *constraints, str(wheel)], check=True)
     script = python.with_name("corom")
 
