@@ -12,22 +12,30 @@ README = Path(__file__).with_name("README.md").read_text("utf-8")
 PAGE = re.sub(r"\[([^\]]+)\]\((?!https?:)([^)\s]+)\)", r"\1 (`\2`)", README)
 """README.md, its links into the repository as the names of files there."""
 
-KERNELS = Path("runtime/native")
-NATIVE = Extension(
-    "corom.runtime._native",
-    sources=[str(KERNELS / "encoder.cpp")],
-    depends=["setup.py", *(str(path) for path in sorted(KERNELS.glob("*.h")))],
-    language="c++",
-    extra_compile_args=[
-        "-std=c++20", "-O3", "-g0", "-pthread", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq",
-        "-mavx512vl", "-mprefer-vector-width=512", "-fno-math-errno",
+NATIVE = Path("runtime/native")
+BUILDS = {
+    "avx512": [
+        "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512",
         # GCC 12 says so of its own headers.
         "-Wno-uninitialized", "-Wno-maybe-uninitialized",
     ],
-    extra_link_args=["-pthread", "-static-libstdc++", "-static-libgcc"],
-    py_limited_api=True,  # it does not call Python at all: ctypes opens it
-    optional=True,  # without a compiler everything else works, and the backend says why it is not
-)  # fmt: skip
+    "avx2": ["-mavx2"],
+}  # fmt: skip
+KERNELS = [
+    Extension(
+        f"corom.runtime._native_{name}",
+        sources=[str(NATIVE / f"{name}.cpp")],
+        depends=["setup.py", *(str(path) for path in sorted(NATIVE.glob("*.h")))],
+        language="c++",
+        extra_compile_args=[
+            "-std=c++20", "-O3", "-g0", "-pthread", "-mfma", "-fno-math-errno", *flags,
+        ],
+        extra_link_args=["-pthread", "-static-libstdc++", "-static-libgcc"],
+        py_limited_api=True,  # they do not call Python at all: ctypes opens them
+        optional=True,  # without a compiler everything else works, and the backend says why not
+    )
+    for name, flags in BUILDS.items()
+]  # fmt: skip
 HERE = (
     sys.platform == "linux"
     and platform.machine() == "x86_64"
@@ -37,6 +45,8 @@ HERE = (
 setup(
     long_description=PAGE,
     long_description_content_type="text/markdown",
-    ext_modules=[NATIVE] if HERE else [],
-    options={"bdist_wheel": {"py_limited_api": "cp311"}} if HERE else {},
+    ext_modules=KERNELS if HERE else [],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}, "build_ext": {"parallel": 2}}
+    if HERE
+    else {},
 )

@@ -1,7 +1,6 @@
 """The precision ladder: which rungs can be made here, what executes each, which of them hold."""
 
 from collections.abc import Callable, Collection, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,12 +8,12 @@ import msgspec
 import numpy as np
 
 from corom.runtime.backend import EXECUTES
-from corom.runtime.backend_openvino import open_core, require_precision
+from corom.runtime.backend_openvino import open_core, openvino_executes, require_precision
 from corom.runtime.errors import ParityError
 from corom.runtime.golden import Golden
 from corom.runtime.graph_interface import FUSED_GRAPH
 from corom.runtime.manifest import Precision, Variant
-from corom.runtime.native_library import NEEDED, native_executes
+from corom.runtime.native_library import PRECISIONS, native_executes
 from corom.runtime.native_weights import INDEX_NAME
 
 from .checkpoint import Checkpoint
@@ -51,9 +50,9 @@ class Ladder(NamedTuple):
 def proving_backends(staging: Path, precision: Precision) -> list[str]:
     """Return the CPU backends that execute a precision of a bundle here."""
     proving = ["onnxruntime"]
-    if find_spec("openvino") is not None:
+    if openvino_executes(precision):
         proving.append("openvino")
-    if (staging / INDEX_NAME).exists() and precision in NEEDED and native_executes(precision):
+    if (staging / INDEX_NAME).exists() and precision in PRECISIONS and native_executes(precision):
         proving.append("native")
     return [name for name in proving if precision in EXECUTES[name]]
 

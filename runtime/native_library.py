@@ -1,6 +1,6 @@
 """corom's own kernels: found, checked to run on this CPU, and called through their C interface.
 
-The structures mirror those of ``native/encoder.cpp``.
+The structures mirror those of ``native/encoder.h``.
 """
 
 import ctypes
@@ -20,20 +20,25 @@ from .manifest import Pooling, Precision
 from .native_weights import COARSE, FINE, NativeWeights
 from .vectors import Vectors
 
-EVERYWHERE = ("avx512f", "avx512bw", "avx512dq", "avx512vl")
-"""What the kernels are compiled for, as Linux names it."""
-NEEDED: dict[Precision, tuple[str, ...]] = {
-    "fp32": EVERYWHERE,
-    "bf16": (*EVERYWHERE, "avx512_bf16"),
-    "int8-per-token": (*EVERYWHERE, "avx512_vnni"),
+_AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl")
+_AVX2 = ("avx2", "fma")
+BUILDS: dict[str, dict[Precision, tuple[str, ...]]] = {
+    "avx512": {
+        "fp32": _AVX512,
+        "bf16": (*_AVX512, "avx512_bf16"),
+        "int8-per-token": (*_AVX512, "avx512_vnni"),
+    },
+    "avx2": {"fp32": _AVX2, "int8-per-token": _AVX2},
 }
-"""What each precision needs of a CPU; in the order of ``Precision`` of native/encoder.cpp."""
+"""What the kernels are compiled for, the fastest first, and what each precision of it needs of a
+CPU, as Linux names it."""
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8-per-token")
+"""In the order of ``Precision`` of native/interface.h."""
 AMX = {"amx_tile", "amx_int8", "amx_bf16"}
 """What bf16 and int8-per-token are multiplied by, on CPUs that have it."""
 INTERFACE = 6
 """Of the functions and structures below; raised with every change of them."""
 MOST_THREADS = 1024
-_MODULE = "corom.runtime._native"
 _NO_MEMORY, _NOT_ENCODABLE = 1, 2
 _AGAIN = (
     "Install one (Debian: apt install g++), then corom again, in a checkout of it: "
@@ -41,23 +46,34 @@ _AGAIN = (
 )
 
 
-def require_native(precision: Precision) -> None:
-    """Raise ``UnavailableError`` unless the kernels are installed and this CPU executes them."""
+def require_native(precision: Precision) -> str:
+    """Return the build that executes a precision here, a key of ``BUILDS``.
+
+    Raises ``UnavailableError`` if the kernels are not installed, or this CPU executes none.
+    """
     flags = cpu_flags()
-    missing = [flag for flag in NEEDED[precision] if flag not in flags]
-    if missing:
+    builds = {name: needed[precision] for name, needed in BUILDS.items() if precision in needed}
+    here = [name for name, needed in builds.items() if flags.issuperset(needed)]
+    if not here:
+        needed = list(builds.values())[-1]  # the least that does
+        missing = [flag for flag in needed if flag not in flags]
         raise UnavailableError(
             f"this CPU ({cpu_model()}) has no {', '.join(missing)}, or does not tell: backend "
-            f"'native' needs {', '.join(NEEDED[precision])} for {precision}. Take another backend, "
-            "or another precision."
+            f"'native' needs {', '.join(needed)} for {precision}. Take another backend, or "
+            "another precision."
         )
-    if find_spec(_MODULE) is None:
+    if find_spec(_module(here[0])) is None:
         raise UnavailableError(
             "this installation has no kernels for backend 'native': they are compiled when corom "
             "is installed on Linux on x86-64 by g++ from version 11 on (with binutils from 2.36), "
             f"or clang++. {_AGAIN}"
         )
-    _library()
+    _library(here[0])
+    return here[0]
+
+
+def _module(build: str) -> str:
+    return f"corom.runtime._native_{build}"
 
 
 def native_executes(precision: Precision) -> bool:
@@ -115,8 +131,8 @@ class _Model(Structure):
 
 
 @cache
-def _library() -> ctypes.CDLL:
-    spec = find_spec(_MODULE)
+def _library(build: str) -> ctypes.CDLL:
+    spec = find_spec(_module(build))
     assert spec is not None
     assert spec.origin is not None
     try:
@@ -147,8 +163,7 @@ class NativeEncoder:
     """
 
     def __init__(self, weights: NativeWeights, precision: Precision, pooling: Pooling) -> None:
-        require_native(precision)
-        self._library = _library()
+        self.library = _library(require_native(precision))
         sizes, arrays = weights.sizes, weights.arrays
         words, positions = arrays["embeddings.words.weight"], arrays["embeddings.positions"]
         self._tables = (words, positions)  # used where they are
@@ -163,34 +178,34 @@ class NativeEncoder:
             attends_in_bf16=precision != "fp32" and "avx512_bf16" in cpu_flags(),
             uses_amx=precision != "fp32"
             and cpu_flags() >= AMX
-            and self._library.corom_ask_for_amx(),
+            and self.library.corom_ask_for_amx(),
             epsilon=weights.epsilon,
             activation=_Activation(*(_address(weights.activation[d]) for d in (COARSE, FINE))),
             words=_address(words),
             position_table=_address(positions),
             norm=_part(_Norm, arrays, "embeddings.norm"),
         )
-        number = list(NEEDED).index(precision)
-        self.handle = self._library.corom_encoder(byref(model), number)
+        number = PRECISIONS.index(precision)
+        self.handle = self.library.corom_encoder(byref(model), number)
         if self.handle is None:
             raise MemoryError
         for index in range(sizes.layers):
             layer = _Layer(
                 *(_part(kind, arrays, f"layers.{index}.{name}") for name, kind in _LAYER.items())
             )
-            if self._library.corom_add_layer(self.handle, byref(layer)):
+            if self.library.corom_add_layer(self.handle, byref(layer)):
                 raise MemoryError
 
     def __del__(self) -> None:
         if getattr(self, "handle", None) is not None:
-            self._library.corom_free_encoder(self.handle)
+            self.library.corom_free_encoder(self.handle)
 
 
 class NativeRunner:
     """Threads that execute one batch at a time, with the memory that this takes."""
 
     def __init__(self, encoder: NativeEncoder, threads: int) -> None:
-        self._library = _library()
+        self._library = encoder.library
         self._encoder = encoder
         self._process = os.getpid()
         self._handle = None

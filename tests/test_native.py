@@ -28,7 +28,7 @@ from corom.runtime.availability import why_not_auto
 from corom.runtime.backend import choose_backend
 from corom.runtime.backend_native import NativeBackend
 from corom.runtime.batching import pad
-from corom.runtime.cpus import cpu_flags
+from corom.runtime.cpus import cpu_flags, has_vnni
 from corom.runtime.errors import (
     BundleError,
     CoromError,
@@ -39,8 +39,8 @@ from corom.runtime.errors import (
 from corom.runtime.manifest import Pooling, Precision, save_manifest
 from corom.runtime.native_library import (
     AMX,
-    EVERYWHERE,
-    NEEDED,
+    BUILDS,
+    PRECISIONS,
     NativeEncoder,
     NativeRunner,
     native_executes,
@@ -58,22 +58,43 @@ from corom.runtime.native_weights import (
 )
 from corom.runtime.options import check_options
 
-RUNGS: tuple[Precision, ...] = ("fp32", "bf16", "int8-per-token")
-HERE = [precision for precision in RUNGS if native_executes(precision)]
+HERE = [precision for precision in PRECISIONS if native_executes(precision)]
 needs_native = pytest.mark.skipif(
     "fp32" not in HERE,
-    reason="run it on Linux on x86-64 with AVX-512, and with a C++20 compiler to install with",
+    reason="run it on Linux on x86-64 with AVX2, and with a C++20 compiler to install with",
 )
+
+
+def least_for(precision: Precision) -> tuple[str, ...]:
+    """Return what a CPU must have for a precision."""
+    return [needed[precision] for needed in BUILDS.values() if precision in needed][-1]
+
+
 every_rung = pytest.mark.parametrize(
     "precision",
     [
         pytest.param(
             rung,
             marks=pytest.mark.skipif(
-                rung not in HERE, reason=f"run it on a CPU with {', '.join(NEEDED[rung])}"
+                rung not in HERE, reason=f"run it on a CPU with {', '.join(least_for(rung))}"
             ),
         )
-        for rung in RUNGS
+        for rung in PRECISIONS
+    ],
+)
+every_build = pytest.mark.parametrize(
+    ("build", "precision"),
+    [
+        pytest.param(
+            build,
+            rung,
+            marks=pytest.mark.skipif(
+                rung not in HERE or not cpu_flags().issuperset(needed),
+                reason=f"run it on a CPU with {', '.join(needed)}",
+            ),
+        )
+        for build, precisions in BUILDS.items()
+        for rung, needed in precisions.items()
     ],
 )
 ACTIVATIONS = {
@@ -84,8 +105,8 @@ ACTIVATIONS = {
 
 
 @pytest.mark.skipif(
-    bool(set(EVERYWHERE) - cpu_flags()) or shutil.which("g++") is None,
-    reason="run it on Linux on x86-64 with AVX-512 and g++",
+    bool(set(least_for("fp32")) - cpu_flags()) or shutil.which("g++") is None,
+    reason="run it on Linux on x86-64 with AVX2 and g++",
 )
 def test_the_kernels_are_installed_where_they_can_be() -> None:
     assert native_executes("fp32")
@@ -137,6 +158,12 @@ def take_away(monkeypatch: pytest.MonkeyPatch, *taken: str) -> None:
     monkeypatch.setattr(native_library, "cpu_flags", lambda: flags)
 
 
+def take_other_builds_away(monkeypatch: pytest.MonkeyPatch, build: str) -> None:
+    """Have this CPU say that it has what a build needs, and nothing that a faster one does."""
+    faster = list(BUILDS)[: list(BUILDS).index(build)]
+    take_away(monkeypatch, *(BUILDS[name]["fp32"][0] for name in faster))
+
+
 def take_bf16_away(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have this CPU say that it does not multiply bf16, so that attention is in fp32."""
     take_away(monkeypatch, "avx512_bf16")
@@ -145,7 +172,7 @@ def take_bf16_away(monkeypatch: pytest.MonkeyPatch) -> None:
 needs_amx = pytest.mark.skipif(
     "bf16" not in HERE
     or not cpu_flags() >= AMX
-    or not native_library._library().corom_ask_for_amx(),
+    or not native_library._library("avx512").corom_ask_for_amx(),
     reason="run it on a CPU with AMX, on a system that allows it",
 )
 
@@ -311,12 +338,18 @@ def usual(precision: Precision) -> float:
     return USUAL_IN_BOTH if in_both else USUAL[precision]
 
 
-@every_rung
+@every_build
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize("shape", [(64, 64), (128, 320), (448, 128)])
 def test_vectors_are_those_of_the_arithmetic(
-    precision: Precision, shape: tuple[int, int], pooling: Pooling
+    build: str,
+    precision: Precision,
+    shape: tuple[int, int],
+    pooling: Pooling,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    take_other_builds_away(monkeypatch, build)
+    assert require_native(precision) == build
     found = distances(random_weights(1, *shape, pooling), precision, pooling)
     assert np.median(found) < usual(precision)
     assert max(found) < WORST[precision]
@@ -377,7 +410,7 @@ def test_amx_is_done_without_where_the_system_does_not_allow_it(
         return NativeRunner(NativeEncoder(weights, "bf16", "cls"), 1).run(ids, np.array([50]))[0]
 
     allowed = vector()
-    monkeypatch.setattr(native_library._library(), "corom_ask_for_amx", lambda: 0)
+    monkeypatch.setattr(native_library._library("avx512"), "corom_ask_for_amx", lambda: 0)
     refused = vector()
     assert not np.array_equal(refused, allowed)
     take_away(monkeypatch, *AMX)
@@ -901,19 +934,38 @@ else:
 @pytest.mark.parametrize(
     ("precision", "flag"),
     [
-        ("fp32", "avx512bw"),
+        ("fp32", "avx2"),
+        ("fp32", "fma"),
         ("bf16", "avx512_bf16"),
         ("bf16", "avx512f"),
-        ("int8-per-token", "avx512_vnni"),
+        ("int8-per-token", "fma"),
     ],
 )
 def test_a_cpu_without_it_is_told_so(
     precision: Precision, flag: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    others = {flag for needed in NEEDED.values() for flag in needed} - {flag}
+    others = set(least_for(precision)) - {flag}
     monkeypatch.setattr("corom.runtime.native_library.cpu_flags", lambda: others)
     with pytest.raises(UnavailableError, match=f"has no {flag}, or does not tell: .*{precision}"):
         require_native(precision)
+
+
+@pytest.mark.parametrize(
+    ("missing", "precision", "build"),
+    [
+        ((), "fp32", "avx512"),
+        (("avx512bw",), "fp32", "avx2"),
+        ((), "int8-per-token", "avx512"),
+        (("avx512_vnni",), "int8-per-token", "avx2"),  # as the first CPUs with AVX-512
+    ],
+)
+@needs_native
+def test_the_fastest_build_that_a_cpu_executes_is_taken(
+    missing: tuple[str, ...], precision: Precision, build: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = {flag for needed in BUILDS.values() for all_of in needed.values() for flag in all_of}
+    monkeypatch.setattr("corom.runtime.native_library.cpu_flags", lambda: flags - {*missing})
+    assert require_native(precision) == build
 
 
 @needs_native
@@ -957,18 +1009,19 @@ def test_other_heads_are_left_to_others(
     make_checkpoint: Callable[..., Path], parity_file: Path, tmp_path: Path
 ) -> None:
     made = make_checkpoint(hidden_size=128, intermediate_size=256, num_attention_heads=4)
-    rungs: Any = ["int8-per-token"]
+    rungs: Any = ["int8-per-token"] if has_vnni() else []  # or OpenVINO has no codes
     manifest = export_bundle(
         str(made), tmp_path / "b", precisions=rungs, parity_texts=parity_file, pooling="cls"
     )
-    assert [list(variant.parity) for variant in manifest.variants] == [
-        ["onnxruntime", "openvino"],
-        ["openvino"],
-    ]
+    assert {variant.precision: list(variant.parity) for variant in manifest.variants} == {
+        "fp32": ["onnxruntime", "openvino"],
+        **dict.fromkeys(rungs, ["openvino"]),
+    }
     with pytest.raises(UnavailableError, match="its attention heads have not 64 values"):
         Encoder(tmp_path / "b", backend="native")
-    with Encoder(tmp_path / "b", precision="int8-per-token") as encoder:
-        assert encoder.backend_name == "openvino"
+    for precision, backend in [("fp32", "onnxruntime"), *((rung, "openvino") for rung in rungs)]:
+        with Encoder(tmp_path / "b", precision=precision) as encoder:
+            assert encoder.backend_name == backend
 
 
 # --- The index

@@ -1,12 +1,11 @@
 // Where the results of a product go, as in written.h: through the activation.
 #pragma once
 
-#include <immintrin.h>
-
 #include "math.h"
 #include "model.h"
 #include "rows.h"
 #include "tiles.h"
+#include "vectors.h"
 #include "weights.h"
 
 namespace corom {
@@ -24,12 +23,12 @@ class Activated {
 
   void expect(int, int) const {}
 
-  void operator()(int row, int panel, const __m512 values[4]) {
-    __m512* span = spans_[row % ROWS];
+  void operator()(int row, int panel, const Vector values[]) {
+    Vector* span = spans_[row % ROWS];
     const int place = panel % PANELS;
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) span[4 * place + i] = activation_(values[i]);
-    if (place + 1 == PANELS || panel + 1 == inner_.groups()) {
+    for (int i = 0; i < TILE_VECTORS; i++) span[TILE_VECTORS * place + i] = activation_(values[i]);
+    if (place + 1 == PANELS || panel + 1 == inner_.groups() * GROUP / PANEL) {
       encode(span, inner_, row, panel / PANELS);
     }
   }
@@ -40,10 +39,10 @@ class Activated {
     int row, span, place;
     bool last;  // of the span
 
-    [[gnu::always_inline]] void operator()(const __m512 values[2]) {
-      const __m512 low = store.activation_(values[0]), high = store.activation_(values[1]);
+    [[gnu::always_inline]] void operator()(const Vector values[2]) {
+      const Vector low = store.activation_(values[0]), high = store.activation_(values[1]);
       if constexpr (is_coded<Number>) {
-        __m512* own = store.spans_[row % ROWS];
+        Vector* own = store.spans_[row % ROWS];
         own[place] = low, own[place + 1] = high;
         if (last) encode(own, store.inner_, row, span);
       } else {
@@ -54,14 +53,15 @@ class Activated {
     }
   };
   Half rows(int first, int panel, int half) {
-    const bool last = (panel + 1) % PANELS == 0 || panel + 1 == inner_.groups();
-    return {*this, first, panel / PANELS, panel % PANELS * 4 + 2 * half, half == 1 && last};
+    const bool last = (panel + 1) % PANELS == 0 || panel + 1 == inner_.groups() * GROUP / PANEL;
+    return {*this, first, panel / PANELS, panel % PANELS * TILE_VECTORS + 2 * half,
+            half == 1 && last};
   }
 
  private:
   const Activation<Model<Number>::DEGREE> activation_;
   Rows<Number>& inner_;
-  __m512 spans_[ROWS][4 * PANELS];
+  Vector spans_[ROWS][TILE_VECTORS * PANELS];
 };
 
 }  // namespace corom

@@ -40,7 +40,7 @@ struct AmxFinish {
   const float* row_scales;
   int spans;
   float* totals;
-  __m512 scales[2], bias[2];
+  Vector scales[2], bias[2];
 
   AmxFinish(const Rows<Number>& rows, const Weights<Number>& weights, const AmxBlock& block,
             const Sum* from, float* over_spans, const Output& into)
@@ -51,26 +51,25 @@ struct AmxFinish {
       totals = over_spans;
       for (int i = 0; i < 2; i++) {
         const int column = block.half * AmxBlock::COLUMNS + 16 * i;
-        scales[i] = _mm512_load_ps(weights.scales(block.panel) + column);
-        bias[i] = _mm512_load_ps(weights.bias(block.panel) + column);
+        scales[i] = load(weights.scales(block.panel) + column);
+        bias[i] = load(weights.bias(block.panel) + column);
       }
     }
   }
 
   [[gnu::always_inline]] void row() {
-    __m512 values[2];
+    Vector values[2];
     if constexpr (!is_coded<Number>) {
-      for (int i = 0; i < 2; i++) values[i] = _mm512_load_ps(sums + 16 * i);
+      for (int i = 0; i < 2; i++) values[i] = load(sums + 16 * i);
     } else {
-      const __m512 scale = _mm512_set1_ps(*row_scales);
+      const Vector scale = set1(*row_scales);
       for (int i = 0; i < 2; i++) {
-        const __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(sums + 16 * i));
-        values[i] = FIRST ? _mm512_mul_ps(sum, scale)
-                          : _mm512_fmadd_ps(sum, scale, _mm512_load_ps(totals + 16 * i));
+        const Vector sum = _mm512_cvtepi32_ps(_mm512_load_si512(sums + 16 * i));
+        values[i] = FIRST ? mul(sum, scale) : fmadd(sum, scale, load(totals + 16 * i));
         if constexpr (LAST)
-          values[i] = _mm512_fmadd_ps(values[i], scales[i], bias[i]);
+          values[i] = fmadd(values[i], scales[i], bias[i]);
         else
-          _mm512_store_ps(totals + 16 * i, values[i]);
+          store(totals + 16 * i, values[i]);
       }
       row_scales += spans;
       totals += AmxBlock::COLUMNS;

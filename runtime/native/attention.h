@@ -1,8 +1,6 @@
 // Attention within one text. No mask: a text has no padding here.
 #pragma once
 
-#include <immintrin.h>
-
 #include <algorithm>
 
 #include "amx_tiles.h"
@@ -10,8 +8,8 @@
 #include "math.h"
 #include "operands.h"
 #include "rows.h"
-#include "sums.h"
 #include "tiles.h"
+#include "vectors.h"
 
 namespace corom {
 
@@ -39,17 +37,17 @@ struct AttentionSpace {
 template <typename Factor, int ROWS, int VECTORS>
 [[gnu::always_inline]] inline void dense_tile(Operand left, Operand right, int inner, float* out,
                                               int out_step) {
-  __m512 sums[ROWS][VECTORS];
+  Vector sums[ROWS][VECTORS];
   each<ROWS>([&](auto r) __attribute__((always_inline)) {
-    each<VECTORS>([&](auto v) __attribute__((always_inline)) { sums[r][v] = _mm512_setzero_ps(); });
+    each<VECTORS>([&](auto v) __attribute__((always_inline)) { sums[r][v] = zero(); });
   });
   for (int k = 0; k < inner; k++) {
-    __m512i factors[VECTORS];
+    Lanes factors[VECTORS];
     each<VECTORS>([&](auto v) __attribute__((always_inline)) {
-      factors[v] = _mm512_loadu_si512(right.row(k).lanes + 16 * v);
+      factors[v] = loadu_lanes(right.row(k).lanes + 16 * v);
     });
     each<ROWS>([&](auto r) __attribute__((always_inline)) {
-      const __m512i lane = _mm512_castps_si512(_mm512_set1_ps(left.row(r).lanes[k]));
+      const Lanes lane = repeat(left.row(r).lanes + k);
       each<VECTORS>([&](auto v) __attribute__((always_inline)) {
         sums[r][v] = add_products(sums[r][v], lane, factors[v], Factor());
       });
@@ -57,7 +55,7 @@ template <typename Factor, int ROWS, int VECTORS>
   }
   each<ROWS>([&](auto r) __attribute__((always_inline)) {
     each<VECTORS>([&](auto v) __attribute__((always_inline)) {
-      _mm512_storeu_ps(out + std::size_t(r) * out_step + 16 * v, sums[r][v]);
+      storeu(out + std::size_t(r) * out_step + 16 * v, sums[r][v]);
     });
   });
 }
@@ -66,30 +64,31 @@ template <typename Factor, int ROWS, int VECTORS>
 template <typename Factor, int VECTORS>
 void dense(Operand left, int rows, Operand right, int inner, float* out, int out_step) {
   in_tiles(rows, [&]<int ROWS>(int first) {
-    dense_tile<Factor, ROWS, VECTORS>(left.row(first), right, inner,
-                                      out + std::size_t(first) * out_step, out_step);
+    constexpr int AT_ONCE = std::min(VECTORS, TILE_VECTORS);
+    for (int v = 0; v < VECTORS; v += AT_ONCE) {
+      dense_tile<Factor, ROWS, AT_ONCE>(left.row(first), right.from(16 * v), inner,
+                                        out + std::size_t(first) * out_step + 16 * v, out_step);
+    }
   });
 }
 
 inline void softmax(float* scores, int tokens) {
   const int width = padded(tokens);
-  const __mmask16 last = __mmask16(0xffff >> (width - tokens));
-  const auto kept = [&](int token) { return token + 16 < width ? __mmask16(0xffff) : last; };
-  __m512 largest = _mm512_set1_ps(-3e38f);
+  Vector largest = set1(-3e38f);
   for (int t = 0; t < width; t += 16) {
-    largest = _mm512_mask_max_ps(largest, kept(t), largest, _mm512_loadu_ps(scores + t));
+    largest = max(largest, first_of(tokens - t, loadu(scores + t), largest));
   }
-  const __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(largest));
-  __m512 sum = _mm512_setzero_ps();
+  const Vector top = set1(max_of(largest));
+  Vector sum = zero();
   for (int t = 0; t < width; t += 16) {
-    const __m512 raw = exponential(_mm512_sub_ps(_mm512_loadu_ps(scores + t), top));
-    const __m512 weight = _mm512_maskz_mov_ps(kept(t), raw);
-    sum = _mm512_add_ps(sum, weight);
-    _mm512_storeu_ps(scores + t, weight);
+    const Vector raw = exponential(sub(loadu(scores + t), top));
+    const Vector weight = first_of(tokens - t, raw, zero());
+    sum = add(sum, weight);
+    storeu(scores + t, weight);
   }
-  const __m512 share = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(sum));
+  const Vector share = set1(1.0f / sum_of(sum));
   for (int t = 0; t < width; t += 16) {
-    _mm512_storeu_ps(scores + t, _mm512_mul_ps(_mm512_loadu_ps(scores + t), share));
+    storeu(scores + t, mul(loadu(scores + t), share));
   }
 }
 
@@ -146,7 +145,7 @@ void write_mixed(const float* mixed, int step, int count, Rows<Number>& into, in
                  int span) {
   for (int r = 0; r < count; r++) {
     const float* row = mixed + std::size_t(r) * step;
-    encode(reinterpret_cast<const __m512*>(row), into, first_row + r, span);
+    encode(reinterpret_cast<const Vector*>(row), into, first_row + r, span);
   }
 }
 
@@ -190,20 +189,20 @@ inline void score(const float* wanted, int rows, const float* tokens, int width,
   const int step = padded(count);
   in_tiles(rows, [&]<int ROWS>(int first) {
     for (int token = 0; token < count; token++) {
-      __m512 sums[ROWS];
+      Vector sums[ROWS];
 #pragma GCC unroll 8
-      for (int r = 0; r < ROWS; r++) sums[r] = _mm512_setzero_ps();
+      for (int r = 0; r < ROWS; r++) sums[r] = zero();
       for (int i = 0; i < width; i += 16) {
-        const __m512 values = _mm512_loadu_ps(tokens + std::size_t(token) * width + i);
+        const Vector values = loadu(tokens + std::size_t(token) * width + i);
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; r++) {
           const float* row = wanted + std::size_t(first + r) * width;
-          sums[r] = _mm512_fmadd_ps(_mm512_loadu_ps(row + i), values, sums[r]);
+          sums[r] = fmadd(loadu(row + i), values, sums[r]);
         }
       }
 #pragma GCC unroll 8
       for (int r = 0; r < ROWS; r++) {
-        scores[std::size_t(first + r) * step + token] = _mm512_reduce_add_ps(sums[r]);
+        scores[std::size_t(first + r) * step + token] = sum_of(sums[r]);
       }
     }
   });

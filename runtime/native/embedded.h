@@ -102,14 +102,13 @@ class EmbeddedProjections {
                   float* value, Factor) const {
     const float* of_word = row_of(word);
     const float* of_position = row_of(words_there_ + position);
-    const __m512 factors = _mm512_set1_ps(factor);
+    const Vector factors = set1(factor);
     int at = 0;
     for (float* out : {query, key, value}) {
       for (int i = 0; i < width_; i += 32, at += 32) {
         const auto made = [&](int from) {
-          const __m512 sum =
-              _mm512_add_ps(_mm512_load_ps(of_word + from), _mm512_load_ps(of_position + from));
-          return _mm512_fmadd_ps(sum, factors, _mm512_load_ps(constants_ + from));
+          const Vector sum = add(load(of_word + from), load(of_position + from));
+          return fmadd(sum, factors, load(constants_ + from));
         };
         write(made(at), made(at + 16), out + i / Factor::LANE, Factor());
       }

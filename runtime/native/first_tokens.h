@@ -70,10 +70,12 @@ class FirstTokensPart : public Part<Number> {
   // The values of mixed tokens are the values mixed.
   void gather(const FirstProjections<Number>& projections) const {
     const int rows = flow_.count;
+    constexpr int PANELS = HEAD / PANEL;
     const Share mine = share(model_.heads());
     for (int head = mine.begin; head < mine.end; head++) {
       product(first_.mixed, &first_.by_head[std::size_t(head) * rows], projections.value,
-              Cut(rows, 1, 1, 1), head, head + 1, Written<Fp32>{first_.values.at(0), model_.width});
+              Cut(rows, PANELS, 1, 1), PANELS * head, PANELS * (head + 1),
+              Written<Fp32>{first_.values.at(0), model_.width});
     }
   }
 

@@ -71,7 +71,7 @@ class Part {
   template <typename Store>
   void multiply(const Rows<Number>& from, const Weights<Number>& weights, const Cut& cut, int begin,
                 int end, Store&& store) const {
-    if constexpr (!std::is_same_v<Number, Fp32>) {
+    if constexpr (MAY_HAVE_BF16 && !std::is_same_v<Number, Fp32>) {
       if (model_.uses_amx) return amx_product(from, weights, cut, begin, end, store);
     }
     product(from, nullptr, weights, cut, begin, end, store);

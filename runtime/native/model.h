@@ -17,8 +17,8 @@
 
 namespace corom {
 
-// What is one head's, or one panel's, is written as one group.
-static_assert(HEAD == GROUP && PANEL == GROUP);
+// What is one head's, or some panels', is written as one group.
+static_assert(HEAD == GROUP && GROUP % PANEL == 0);
 
 // Values of a row that are known together when they are written; in Int8 they share a scale. Fewer
 // would be a little nearer to fp32, but each span costs a product about what 16 more inputs do.
@@ -26,7 +26,7 @@ constexpr int TOKEN_SPAN = WIDEST;  // a token, whole
 template <typename Number>
 constexpr int GATHERED_SPAN = is_coded<Number> ? MOST_HEADS * HEAD : HEAD;  // by attention
 template <typename Number>
-constexpr int INNER_SPAN = is_coded<Number> ? 4 * PANEL : PANEL;  // within feed-forward
+constexpr int INNER_SPAN = is_coded<Number> ? 4 * GROUP : GROUP;  // within feed-forward
 
 // Of attention to all tokens: queries, keys and values are made of each.
 template <typename Number>

@@ -43,33 +43,31 @@ class Norm {
   template <typename Number>
   float operator()(float* row, Rows<Number>* into, int into_row) const {
     const int vectors = width_ / 16;
-    __m512 values[WIDEST / 16];
-    __m512 sums[4] = {};  // an addition need not wait for the one before
+    Vector values[WIDEST / 16];
+    Vector sums[4] = {};  // an addition need not wait for the one before
     for (int at = 0; at < vectors; at += 4) {
 #pragma GCC unroll 4
       for (int i = 0; i < 4; i++) {
-        sums[i] = _mm512_add_ps(sums[i], _mm512_load_ps(row + 16 * (at + i)));
+        sums[i] = add(sums[i], load(row + 16 * (at + i)));
       }
     }
-    const __m512 mean = _mm512_set1_ps(total(sums) / float(width_));
-    __m512 squares[4] = {};
+    const Vector mean = set1(total(sums) / float(width_));
+    Vector squares[4] = {};
     for (int at = 0; at < vectors; at += 4) {
 #pragma GCC unroll 4
       for (int i = 0; i < 4; i++) {
-        values[at + i] = _mm512_sub_ps(_mm512_load_ps(row + 16 * (at + i)), mean);
-        squares[i] = _mm512_fmadd_ps(values[at + i], values[at + i], squares[i]);
+        values[at + i] = sub(load(row + 16 * (at + i)), mean);
+        squares[i] = fmadd(values[at + i], values[at + i], squares[i]);
       }
     }
     const float variance = total(squares) / float(width_);
     const float factor = 1.0f / std::sqrt(variance + epsilon_);
-    const __m512 scale = _mm512_set1_ps(factor);
+    const Vector scale = set1(factor);
     for (int i = 0; i < vectors; i++) {
-      values[i] =
-          _mm512_fmadd_ps(_mm512_mul_ps(values[i], scale), _mm512_load_ps(weight_.at(16 * i)),
-                          _mm512_load_ps(bias_.at(16 * i)));
-      _mm512_store_ps(row + 16 * i, values[i]);
+      values[i] = fmadd(mul(values[i], scale), load(weight_.at(16 * i)), load(bias_.at(16 * i)));
+      store(row + 16 * i, values[i]);
       if (is_coded<Number> && into != nullptr)
-        values[i] = _mm512_mul_ps(values[i], _mm512_load_ps(inverse_.at(16 * i)));
+        values[i] = mul(values[i], load(inverse_.at(16 * i)));
     }
     if (into == nullptr) return factor;
     for (int span = 0; span < into->spans(); span++) {
@@ -79,9 +77,8 @@ class Norm {
   }
 
  private:
-  static float total(const __m512 sums[4]) {
-    return _mm512_reduce_add_ps(
-        _mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3])));
+  static float total(const Vector sums[4]) {
+    return sum_of(add(add(sums[0], sums[1]), add(sums[2], sums[3])));
   }
 
   int width_;

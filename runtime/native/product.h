@@ -5,24 +5,23 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 
 #include "rows.h"
 #include "share.h"
-#include "sums.h"
 #include "tiles.h"
+#include "vectors.h"
 #include "weights.h"
 
 namespace corom {
 
-// Four sums of sixteen columns for each of ROWS rows.
+// Of sixteen columns each: the sums of a panel for ROWS rows.
 template <typename Number, int ROWS>
-using Sums = typename Number::Sums[ROWS][4];
+using Sums = typename Number::Sums[ROWS][TILE_VECTORS];
 
 template <int ROWS, typename Step>
 [[gnu::always_inline]] inline void each_of_block(const Step& step) {
   each<ROWS>([&](auto r) __attribute__((always_inline)) {
-    each<4>([&](auto i) __attribute__((always_inline)) { step(r, i); });
+    each<TILE_VECTORS>([&](auto i) __attribute__((always_inline)) { step(r, i); });
   });
 }
 
@@ -32,7 +31,7 @@ struct Factors {
   const typename Number::Value* values[ROWS];
   const float* scales[ROWS];
   const typename Number::Weight* weights;
-  const char* ahead;  // what is fetched meanwhile: a line for each 16 lines of weights
+  const char* ahead;  // what is fetched meanwhile: a line for each 4 inputs' lanes
 
   Factors(const Rows<Number>& rows, int first, const int* order, const Weights<Number>& from,
           int panel, const char* to_fetch)
@@ -51,15 +50,13 @@ struct Factors {
       _mm_prefetch(ahead + input * int(CACHE_LINE) / (STEPS * Number::LANE), _MM_HINT_T0);
       each<STEPS>([&](auto step) __attribute__((always_inline)) {
         const int at = input + step * Number::LANE;
-        __m512i weight[4];
-        each<4>([&](auto i) __attribute__((always_inline)) {
-          weight[i] = _mm512_load_si512(weights + at * PANEL + 16 * Number::LANE * i);
+        Lanes weight[TILE_VECTORS];
+        each<TILE_VECTORS>([&](auto i) __attribute__((always_inline)) {
+          weight[i] = load_lanes(weights + at * PANEL + 16 * Number::LANE * i);
         });
         each<ROWS>([&](auto r) __attribute__((always_inline)) {
-          std::int32_t lane;
-          std::memcpy(&lane, values[r] + at, sizeof lane);
-          const __m512i value = _mm512_set1_epi32(lane);
-          each<4>([&](auto i) __attribute__((always_inline)) {
+          const Lanes value = repeat(values[r] + at);
+          each<TILE_VECTORS>([&](auto i) __attribute__((always_inline)) {
             sums[r][i] = add_products(sums[r][i], value, weight[i], Number());
           });
         });
@@ -74,12 +71,12 @@ template <int ROWS, typename Store, typename Result>
                                               const Result& result) {
   if constexpr (Store::SHORT) {
     each<ROWS>([&](auto r) __attribute__((always_inline)) {
-      __m512 values[4];
-      each<4>([&](auto i) __attribute__((always_inline)) { values[i] = result(r, i); });
+      Vector values[TILE_VECTORS];
+      each<TILE_VECTORS>([&](auto i) __attribute__((always_inline)) { values[i] = result(r, i); });
       store(first + r, panel, values);
     });
   } else {
-    __m512 values[ROWS][4];
+    Vector values[ROWS][TILE_VECTORS];
     each_of_block<ROWS>([&](auto r, auto i)
                             __attribute__((always_inline)) { values[r][i] = result(r, i); });
 #pragma GCC unroll 1
@@ -97,9 +94,8 @@ template <typename Number, int ROWS, bool ONE_SPAN, typename Store>
   const float* bias = weights.bias(panel);
   Sums<Number, ROWS> sums;
   if constexpr (!is_coded<Number>) {
-    each_of_block<ROWS>([&](auto r, auto i) __attribute__((always_inline)) {
-      sums[r][i] = _mm512_load_ps(bias + 16 * i);
-    });
+    each_of_block<ROWS>([&](auto r, auto i)
+                            __attribute__((always_inline)) { sums[r][i] = load(bias + 16 * i); });
     factors.add(0, rows.groups(), sums);
     store_tile<ROWS>(first, panel, store,
                      [&](auto r, auto i) __attribute__((always_inline)) { return sums[r][i]; });
@@ -108,30 +104,27 @@ template <typename Number, int ROWS, bool ONE_SPAN, typename Store>
     const auto add_span = [&](int span) __attribute__((always_inline)) {
       const std::int32_t* corrections = weights.corrections(panel) + span * PANEL;
       each_of_block<ROWS>([&](auto r, auto i) __attribute__((always_inline)) {
-        sums[r][i] = _mm512_load_si512(corrections + 16 * i);
+        sums[r][i] = load_integers(corrections + 16 * i);
       });
       factors.add(rows.first_group(span), rows.first_group(span + 1), sums);
     };
-    const auto scaled = [&](__m512 sum, auto i) __attribute__((always_inline)) {
-      return _mm512_fmadd_ps(sum, _mm512_load_ps(scales + 16 * i), _mm512_load_ps(bias + 16 * i));
+    const auto scaled = [&](Vector sum, auto i) __attribute__((always_inline)) {
+      return fmadd(sum, load(scales + 16 * i), load(bias + 16 * i));
     };
     if constexpr (ONE_SPAN) {
       add_span(0);
       store_tile<ROWS>(first, panel, store, [&](auto r, auto i) __attribute__((always_inline)) {
-        return scaled(
-            _mm512_mul_ps(_mm512_cvtepi32_ps(sums[r][i]), _mm512_set1_ps(factors.scales[r][0])), i);
+        return scaled(mul(in_fp32(sums[r][i]), set1(factors.scales[r][0])), i);
       });
     } else {
       // In memory, as there are no registers left: the last sums go past it.
-      __m512 total[ROWS][4];
+      Vector total[ROWS][TILE_VECTORS];
       const auto added = [&](int span, auto r, auto i) __attribute__((always_inline)) {
-        return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[r][i]),
-                               _mm512_set1_ps(factors.scales[r][span]), total[r][i]);
+        return fmadd(in_fp32(sums[r][i]), set1(factors.scales[r][span]), total[r][i]);
       };
       add_span(0);
       each_of_block<ROWS>([&](auto r, auto i) __attribute__((always_inline)) {
-        total[r][i] =
-            _mm512_mul_ps(_mm512_cvtepi32_ps(sums[r][i]), _mm512_set1_ps(factors.scales[r][0]));
+        total[r][i] = mul(in_fp32(sums[r][i]), set1(factors.scales[r][0]));
       });
       const int last = rows.spans() - 1;
       for (int span = 1; span < last; span++) {
@@ -153,13 +146,14 @@ template <typename Number, int ROWS, bool ONE_SPAN, typename Store>
 template <typename Number, typename Store>
 void product(const Rows<Number>& rows, const int* order, const Weights<Number>& weights,
              const Cut& cut, int begin, int end, Store&& store) {
+  constexpr int SHARES = 4 * TILE_VECTORS;  // as Factors fetches a line for so many
   for (int part = begin; part < end; part++) {
     const Cut::Part own = cut.part(part, weights.panels());
     in_tiles(own.last - own.first, [&]<int ROWS>(int row) {
       // Each tile fetches a part of the panels that come next, or their first tile would wait.
-      const int sixteenth = std::min(row / TILE, 15);
+      const int share = std::min(row / TILE, SHARES - 1);
       for (int p = own.panel; p < own.end_panel; p++) {
-        const char* ahead = weights.ahead(p + cut.together, sixteenth, 16);
+        const char* ahead = weights.ahead(p + cut.together, share, SHARES);
         if constexpr (is_coded<Number>) {
           if (rows.spans() == 1) {
             product_tile<Number, ROWS, true>(rows, own.first + row, order, weights, p, ahead,

@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "buffer.h"
+#include "vectors.h"
 
 namespace corom {
 
@@ -18,23 +19,23 @@ constexpr int GROUP = 64;  // values: widths are multiples of it, spans are made
 struct Fp32 {
   using Value = float;
   using Weight = float;
-  using Sums = __m512;
+  using Sums = Vector;
   static constexpr int LANE = 1;
 };
 struct Bf16 {
   using Value = std::uint16_t;
   using Weight = std::uint16_t;
-  using Sums = __m512;
+  using Sums = Vector;
   static constexpr int LANE = 2;
 };
 // A span of a row's values shares a scale, which is taken from those values alone. A value is kept
-// as code + OFFSET, because the instruction multiplies unsigned by signed.
+// as code + OFFSET.
 struct Int8 {
-  using Value = std::uint8_t;
-  using Weight = std::int8_t;
-  using Sums = __m512i;
-  static constexpr int LANE = 4;
-  static constexpr int OFFSET = 128;
+  using Value = Code;
+  using Weight = CodedWeight;
+  using Sums = Integers;
+  static constexpr int LANE = int(4 / sizeof(Code));
+  static constexpr int OFFSET = CODE_OFFSET;
 };
 
 template <typename Number>
@@ -76,59 +77,15 @@ inline void prefetch(const float* row, int width) {
   for (int i = 0; i < width; i += 16) _mm_prefetch(row + i, _MM_HINT_T0);
 }
 
-// Thirty-two values as bf16, in their order.
-inline __m512 in_bf16(__m512 first, __m512 second) {
-  __m512 rounded;  // as assembly, like every instruction that not all CPUs with AVX-512 have
-  asm("vcvtne2ps2bf16 %1, %2, %0" : "=v"(rounded) : "v"(first), "v"(second));
-  return rounded;
-}
-
-// Write thirty-two values as they will be multiplied.
-inline void write(__m512 first, __m512 second, float* lanes, Fp32) {
-  _mm512_store_ps(lanes, first);
-  _mm512_store_ps(lanes + 16, second);
-}
-inline void write(__m512 first, __m512 second, float* lanes, Bf16) {
-  _mm512_store_ps(lanes, in_bf16(first, second));
-}
-
 // Write the GROUP values of each group of a span.
 template <typename Number>
-void encode(const __m512* values, Rows<Number>& into, int row, int span) {
+void encode(const Vector* values, Rows<Number>& into, int row, int span) {
   for (int group = into.first_group(span); group < into.first_group(span + 1); group++) {
     float* lanes = reinterpret_cast<float*>(into.values(row, group));
     write(values[0], values[1], lanes, Number());
     write(values[2], values[3], lanes + 32 / Number::LANE, Number());
     values += 4;
   }
-}
-inline void encode(const __m512* values, Rows<Int8>& into, int row, int span) {
-  const int first = into.first_group(span), groups = into.first_group(span + 1) - first;
-  __m512 largest[4];
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; i++) largest[i] = _mm512_abs_ps(values[i]);
-  for (int group = 1; group < groups; group++) {
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-      largest[i] = _mm512_max_ps(largest[i], _mm512_abs_ps(values[4 * group + i]));
-    }
-  }
-  const float limit = _mm512_reduce_max_ps(
-      _mm512_max_ps(_mm512_max_ps(largest[0], largest[1]), _mm512_max_ps(largest[2], largest[3])));
-  const __m512 steps = _mm512_set1_ps(limit > 0 ? 127.0f / limit : 0.0f);
-  // Packing takes turns by lanes of four values.
-  const __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  const __m512i offset = _mm512_set1_epi8(char(Int8::OFFSET));
-  for (int group = 0; group < groups; group++, values += 4) {
-    __m512i codes[4];
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) codes[i] = _mm512_cvtps_epi32(_mm512_mul_ps(values[i], steps));
-    const __m512i packed = _mm512_packs_epi16(_mm512_packs_epi32(codes[0], codes[1]),
-                                              _mm512_packs_epi32(codes[2], codes[3]));
-    _mm512_store_si512(into.values(row, first + group),  // xor adds it, in 8 bits
-                       _mm512_xor_si512(_mm512_permutexvar_epi32(in_order, packed), offset));
-  }
-  into.scales(row)[span] = limit * (1.0f / 127);
 }
 
 }  // namespace corom

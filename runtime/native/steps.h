@@ -105,10 +105,9 @@ class TokensPart : public Part<Number> {
         const std::int64_t id = ids[token];
         const int row = start + token;
         for (int i = 0; i < width; i += 16) {
-          const __m512 word = _mm512_loadu_ps(model_.words + std::size_t(id) * width + i);
-          const __m512 position =
-              _mm512_loadu_ps(model_.positions + std::size_t(token) * width + i);
-          _mm512_store_ps(hidden(row) + i, _mm512_add_ps(word, position));
+          const Vector word = loadu(model_.words + std::size_t(id) * width + i);
+          const Vector position = loadu(model_.positions + std::size_t(token) * width + i);
+          store(hidden(row) + i, add(word, position));
         }
         const float factor =
             model_.norm(hidden(row), embedded == nullptr ? &flow_.tokens : nullptr, row);
@@ -180,9 +179,10 @@ class TokensPart : public Part<Number> {
     const Share mine = share(heads * panels);
     for (int unit = mine.begin; unit < mine.end; unit++) {
       const int head = unit / panels, column = unit % panels * PANEL;
-      dense<Fp32, 4>({space_.first_queries.at(head * HEAD), width}, texts_.count,
-                     {projections.key + std::size_t(unit) * HEAD * PANEL, PANEL}, HEAD,
-                     space_.wanted.at(std::size_t(head) * width + column), heads * width);
+      dense<Fp32, TILE_VECTORS>({space_.first_queries.at(head * HEAD), width}, texts_.count,
+                                {projections.key + std::size_t(unit) * HEAD * PANEL, PANEL}, HEAD,
+                                space_.wanted.at(std::size_t(head) * width + column),
+                                heads * width);
     }
   }
 
@@ -230,7 +230,7 @@ class TokensPart : public Part<Number> {
   // Call `work` with what queries, keys, values and their weights are multiplied as.
   template <typename Work>
   void attending(const Work& work) const {
-    if constexpr (!std::is_same_v<Number, Fp32>) {
+    if constexpr (MAY_HAVE_BF16 && !std::is_same_v<Number, Fp32>) {
       if (model_.attends_in_bf16) return work(Bf16());
     }
     work(Fp32());

@@ -15,7 +15,7 @@ template <int COUNT, typename Step>
   }(std::make_integer_sequence<int, COUNT>());
 }
 
-constexpr int TILE = 6;  // rows; of 64 columns: 24 sums, 4 of the right side, 1 of the left
+constexpr int TILE = 6;  // rows, of TILE_VECTORS each
 
 // Call `tile.operator()<ROWS>(first)` for those of fewer than `ROWS + 1` rows that are left.
 template <int ROWS, typename Tile>

@@ -1,4 +1,4 @@
-// The weights of a linear layer, in panels of 64 columns.
+// The weights of a linear layer, in panels of columns.
 #pragma once
 
 #include <algorithm>
@@ -8,10 +8,11 @@
 
 #include "buffer.h"
 #include "rows.h"
+#include "vectors.h"
 
 namespace corom {
 
-constexpr int PANEL = 64;  // columns; as wide as a group, so that a panel's result can be encoded
+constexpr int PANEL = 16 * TILE_VECTORS;  // columns
 
 // A linear layer as it is given: (columns, inputs) and (columns,), owned by the caller. Part of the
 // interface in C.
@@ -20,9 +21,9 @@ struct Linear {
   const float* bias;
 };
 
-// (columns, inputs) in memory: panels; of each, LANE inputs at a time, and of those the 64 columns,
-// as one instruction takes them. Codes are made here: one scale a column. Their `corrections` are
-// what the OFFSET of a row's values adds to a sum, with the other sign.
+// (columns, inputs) in memory: panels; of each, LANE inputs at a time, and of those the panel's
+// columns, as one instruction takes them. Codes are made here: one scale a column. Their
+// `corrections` are what the OFFSET of a row's values adds to a sum, with the other sign.
 template <typename Number>
 class Weights {
  public:

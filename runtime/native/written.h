@@ -1,12 +1,11 @@
-// Where the results of a product go: `store(row, panel, values[4])` takes 64 of a row. As they are,
-// or added to what is there.
+// Where the results of a product go: `store(row, panel, values)` takes those of a row and a panel.
+// As they are, or added to what is there.
 #pragma once
-
-#include <immintrin.h>
 
 #include <cstddef>
 
 #include "rows.h"
+#include "vectors.h"
 #include "weights.h"
 
 namespace corom {
@@ -24,9 +23,13 @@ struct Written {
     for (int lane = 0; lane < LANES; lane += 16) __builtin_prefetch(at(row, panel) + lane, 1);
   }
 
-  [[gnu::always_inline]] void operator()(int row, int panel, const __m512 values[4]) const {
-    rows(row, panel, 0)(values);
-    rows(row, panel, 1)(values + 2);
+  [[gnu::always_inline]] void operator()(int row, int panel, const Vector values[]) const {
+    if constexpr (TILE_VECTORS == 1) {
+      write(values[0], at(row, panel), Factor());
+    } else {
+      rows(row, panel, 0)(values);
+      rows(row, panel, 1)(values + 2);
+    }
   }
 
   // Half a panel of a row, then of the next one, and so on.
@@ -34,7 +37,7 @@ struct Written {
     float* to;
     int step;
 
-    [[gnu::always_inline]] void operator()(const __m512 values[2]) {
+    [[gnu::always_inline]] void operator()(const Vector values[2]) {
       write(values[0], values[1], to, Factor());
       to += step;
     }
@@ -60,19 +63,16 @@ struct Added {
     for (int i = 0; i < PANEL; i += 16) __builtin_prefetch(at(row, panel) + i, 1);
   }
 
-  [[gnu::always_inline]] void operator()(int row, int panel, const __m512 values[4]) const {
-    rows(row, panel, 0)(values);
-    rows(row, panel, 1)(values + 2);
+  [[gnu::always_inline]] void operator()(int row, int panel, const Vector values[]) const {
+    add_to<TILE_VECTORS>(at(row, panel), values);
   }
 
   struct Half {
     float* to;
     int step;
 
-    [[gnu::always_inline]] void operator()(const __m512 values[2]) {
-      for (int i = 0; i < 2; i++) {
-        _mm512_store_ps(to + 16 * i, _mm512_add_ps(_mm512_load_ps(to + 16 * i), values[i]));
-      }
+    [[gnu::always_inline]] void operator()(const Vector values[2]) {
+      add_to<2>(to, values);
       to += step;
     }
   };
@@ -81,6 +81,11 @@ struct Added {
   }
 
  private:
+  template <int COUNT>
+  [[gnu::always_inline]] static void add_to(float* to, const Vector values[]) {
+    for (int i = 0; i < COUNT; i++) store(to + 16 * i, add(load(to + 16 * i), values[i]));
+  }
+
   float* at(int row, int panel) const { return out + std::size_t(row) * width + panel * PANEL; }
 };
 
