@@ -14,6 +14,8 @@ from time import process_time
 
 import pytest
 
+from corom.runtime.native_library import BUILDS
+
 ROOT = Path(__file__).parents[1]
 HALVES = ("benchmarks", "export", "models", "runtime")
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "rich", "pyarrow", "corom.export"}
@@ -142,7 +144,7 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
         if path.suffix in {".py", ".toml", ".txt"} or path.name == "py.typed"
     }
     if COMPILED:
-        expected.add("corom/runtime/_native.abi3.so")
+        expected |= {f"corom/runtime/_native_{build}.abi3.so" for build in BUILDS}
     assert names == expected
     for must in (
         "corom/export/parity_texts.txt",
