@@ -9,11 +9,13 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -386,15 +388,92 @@ def served_demo(
         yield url
 
 
-@pytest.fixture(scope="session")
-def corom(start: Start) -> Corom:
-    """Return the function that runs `corom` with these arguments and collects what it says."""
+class CommandServer:
+    """`command_server.py` as it runs; one command at a time."""
 
-    def corom(*arguments: object, input: str = "", **options: Any) -> Any:  # noqa: A002
-        with start(*arguments, **options) as process:
-            out, err = process.communicate(input)
-        result = subprocess.CompletedProcess(process.args, process.returncode, out, err)
-        assert "Traceback" not in (err or ""), err
+    def __init__(self, start: Start) -> None:
+        self._connection, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._lock = threading.Lock()
+        with other:
+            number = other.fileno()
+            self._process = start(
+                Path(__file__).with_name("command_server.py"),
+                number,
+                program=sys.executable,
+                pass_fds=[number],
+            )
+
+    def run(
+        self, arguments: list[str], folder: Path, environment: dict[str, str], given: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command that is given this to read; returns what it said and its exit code.
+
+        ``environment``: what is added to the usual one.
+        """
+        request = {"arguments": arguments, "folder": str(folder), "environment": environment}
+        (their_input, to), (out, their_out), (err, their_err) = (os.pipe() for _ in range(3))
+        theirs = [their_input, their_out, their_err]
+        with self._lock, ThreadPoolExecutor(2) as readers:
+            socket.send_fds(self._connection, [json.dumps(request).encode()], theirs)
+            for descriptor in theirs:
+                os.close(descriptor)
+            said = [readers.submit(read_all, descriptor) for descriptor in (out, err)]
+            with suppress(BrokenPipeError), open(to, "w", encoding="utf-8") as pipe:  # noqa: PTH123
+                pipe.write(given)
+            code = self._connection.recv(100)
+        assert code, self._process.communicate()
+        return subprocess.CompletedProcess(arguments, int(code), *(part.result() for part in said))
+
+    def close(self) -> None:
+        """End it."""
+        self._connection.close()
+        self._process.communicate(timeout=60)
+
+
+def read_all(descriptor: int) -> str:
+    """Read UTF-8 until its end."""
+    with open(descriptor, encoding="utf-8") as file:  # noqa: PTH123  # a descriptor is no path
+        return file.read()
+
+
+@pytest.fixture(scope="session")
+def command_server(start: Start) -> Iterator[CommandServer]:
+    """What runs the commands of ``corom``."""
+    server = CommandServer(start)
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def corom(
+    start: Start, command_server: CommandServer, offline_environment: dict[str, str]
+) -> Corom:
+    """Return the function that runs `corom` with these arguments and collects what it says.
+
+    ``input``, ``cwd`` and ``env`` are as in subprocess. The process is a fork of one that has
+    imported what commands need; a new one with any other option of subprocess, or if anything of
+    ``env`` is unusual but variables of corom, which are read when they are needed.
+    """
+
+    def corom(
+        *arguments: object,
+        input: str = "",  # noqa: A002
+        cwd: Path | None = None,
+        env: dict[str, str] | None = None,
+        **options: Any,
+    ) -> Any:
+        env = offline_environment if env is None else env
+        own = {k: v for k, v in env.items() if offline_environment.get(k) != v}
+        usual = env.keys() >= offline_environment.keys() and all(k[:6] == "COROM_" for k in own)
+        if usual and not options:
+            words = [str(SCRIPT), *map(str, arguments)]
+            result = command_server.run(words, cwd or Path.cwd(), own, input)
+        else:
+            with start(*arguments, cwd=cwd, env=env, **options) as process:
+                out, err = process.communicate(input)
+            code = process.returncode
+            result = subprocess.CompletedProcess(process.args, code, out, err)
+        assert "Traceback" not in (result.stderr or ""), result.stderr
         return result
 
     return corom
