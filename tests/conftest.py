@@ -24,12 +24,14 @@ import msgspec
 import numpy as np
 import pytest
 import tokenizers
+from click.testing import CliRunner
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from corom.export.sources import ResolvedSource, resolve_source
 from corom.runtime import late_encoder
+from corom.runtime.cli import cli
 from corom.runtime.errors import UnavailableError
 from corom.runtime.manifest import describe_files, load_manifest, save_manifest
 
@@ -161,6 +163,12 @@ def tiny_checkpoint(make_checkpoint: MakeCheckpoint) -> Path:
 
 
 @pytest.fixture(scope="session")
+def one_layer_checkpoint(make_checkpoint: MakeCheckpoint) -> Path:
+    """``tiny_checkpoint`` with one layer, for what exports anew: that takes seconds a layer."""
+    return make_checkpoint(layout="modelscope", prefix="bert.", num_hidden_layers=1)
+
+
+@pytest.fixture(scope="session")
 def demo_source() -> ResolvedSource:
     """m3e-small, trained weights, from the cache; skips if `make weights` has not put it there."""
     try:
@@ -263,7 +271,7 @@ def export_once(tmp_path_factory: pytest.TempPathFactory, parity_file: Path) -> 
         bundle.parent.mkdir(exist_ok=True)
         with FileLock(folder / f"{name}.lock"):
             if not bundle.exists():
-                export_bundle(source, bundle, parity_texts=parity_file, **options)
+                export_bundle(source, bundle, **({"parity_texts": parity_file} | options))
         return bundle
 
     return once
@@ -288,10 +296,33 @@ def tiny_mean_bundle(export_once: ExportOnce, tiny_mean_checkpoint: Path) -> Pat
 
 
 @pytest.fixture(scope="session")
-def demo_bundle(export_once: ExportOnce, demo_source: ResolvedSource) -> Path:
+def demo_bundle(
+    export_once: ExportOnce,
+    demo_source: ResolvedSource,
+    tmp_path_factory: pytest.TempPathFactory,
+    parity_texts: list[str],
+) -> Path:
     """The bundle of m3e-small: trained weights, mean pooling, 512 tokens. Takes half a minute."""
     assert demo_source.folder.is_dir()
-    return export_once("demo", "demo", offline=True)
+    # Each text is measured beside the longest, many times: fewer here, and none of the very long.
+    file = tmp_path_factory.mktemp("texts") / "demo.txt"
+    file.write_text("".join(f"{text}\n" for text in parity_texts[::19]), "utf-8")
+    return export_once("demo", "demo", offline=True, parity_texts=file)
+
+
+@pytest.fixture
+def traced_before(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports of ``tiny_checkpoint`` write the graph that was made of it before.
+
+    It would be the same again, as the tests of bundles say; to make it takes most of the time.
+    """
+    import onnx
+
+    from corom.export import bundle
+    from corom.export.graph import save_graph
+
+    graph = onnx.load(tiny_bundle / "onnx" / "model.onnx")
+    monkeypatch.setattr(bundle, "export_graph", lambda _, path, opset: save_graph(graph, path))  # noqa: ARG005
 
 
 @pytest.fixture
@@ -477,6 +508,19 @@ def corom(
         return result
 
     return corom
+
+
+@pytest.fixture(scope="session")
+def corom_here() -> Corom:
+    """Return the function that does what ``corom`` does in this process, which has torch."""
+
+    def corom_here(*arguments: object) -> Any:
+        words = list(map(str, arguments))
+        done = CliRunner().invoke(cli, words, prog_name="corom")
+        assert isinstance(done.exception, SystemExit | None), done.exception
+        return subprocess.CompletedProcess(words, done.exit_code, done.stdout, done.stderr)
+
+    return corom_here
 
 
 @pytest.fixture(scope="session")

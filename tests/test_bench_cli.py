@@ -164,15 +164,15 @@ def test_retrieval_of_every_rung_beside_torch_and_bm25(
 
 
 def test_retrieval_refuses_what_does_not_belong_together(
-    corom: Corom, tiny_bundle: Path, tiny_mean_checkpoint: Path, tmp_path: Path,
+    corom_here: Corom, tiny_bundle: Path, tiny_mean_checkpoint: Path, tmp_path: Path,
     collection: list[str],
 ) -> None:  # fmt: skip
     options = ["--reference", tiny_mean_checkpoint, "--no-bm25"]
-    done = corom("bench", "retrieval", tiny_bundle, *collection, *options)
+    done = corom_here("bench", "retrieval", tiny_bundle, *collection, *options)
     assert (done.returncode, "has other weights than" in done.stderr) == (2, True)
     (tmp_path / "qrels.tsv").write_text("q0\t0\tp999\t1\n", "utf-8")
-    done = corom("bench", "retrieval", tiny_bundle, *collection)
+    done = corom_here("bench", "retrieval", tiny_bundle, *collection)
     assert (done.returncode, "such as 'p999'" in done.stderr) == (2, True)
     (tmp_path / "qrels.tsv").write_text("q0\t0\tp0\t0\n", "utf-8")
-    done = corom("bench", "retrieval", tiny_bundle, *collection)
+    done = corom_here("bench", "retrieval", tiny_bundle, *collection)
     assert (done.returncode, "has no relevant passage" in done.stderr) == (2, True)

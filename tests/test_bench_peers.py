@@ -303,10 +303,10 @@ def test_the_ratio_is_round_by_round() -> None:
 
 
 def test_only_a_bundle_of_the_same_checkpoint_takes_part(
-    corom: Corom, tiny_mean_checkpoint: Path, tiny_bundle: Path, tmp_path: Path
+    corom_here: Corom, tiny_mean_checkpoint: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
     words = ["bench", "peers", tiny_mean_checkpoint, "--bundle", tiny_bundle, "--work", tmp_path]
-    done = corom(*words)
+    done = corom_here(*words)
     assert (done.returncode, "has other weights than" in done.stderr) == (2, True)
 
 

@@ -46,11 +46,11 @@ class Tags(HTMLParser):
 
 
 def test_every_variant_is_beside_torch_and_bm25(
-    corom: Corom, tiny_bundle: Path, tiny_checkpoint: Path, place: Path
+    corom_here: Corom, tiny_bundle: Path, tiny_checkpoint: Path, place: Path
 ) -> None:
     out, each = place / "found.json", place / "each.jsonl"
     more = ["--reference", tiny_checkpoint, "-o", out, "--per-query", each]
-    done = corom("bench", "retrieval", tiny_bundle, *options(place), *more)
+    done = corom_here("bench", "retrieval", tiny_bundle, *options(place), *more)
     assert done.returncode == 0, done.stderr
     report = json.loads(out.read_bytes())
     names = [row["name"] for row in report["rows"]]

@@ -99,11 +99,11 @@ def test_exporting_twice_gives_the_same_files(
 
 
 def test_the_command_reports_what_it_published(
-    corom: Corom, tmp_path: Path, tiny_checkpoint: Path
+    corom: Corom, tmp_path: Path, one_layer_checkpoint: Path
 ) -> None:
     """With the parity texts that come with corom, and every option."""
     options = ["--pooling", "mean", "--normalize", "--max-length", "64", "--opset", "18"]
-    done = corom("export", tiny_checkpoint, "-o", tmp_path / "new" / "b", *options, "--json")
+    done = corom("export", one_layer_checkpoint, "-o", tmp_path / "new" / "b", *options, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == json.loads((tmp_path / "new/b/manifest.json").read_bytes())
     manifest = load_manifest(tmp_path / "new" / "b")
@@ -153,6 +153,7 @@ def test_offline_without_a_cache_is_unavailable(
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("traced_before")
 def test_what_is_there_is_not_replaced_unless_asked(
     altered: Path, tiny_checkpoint: Path, parity_file: Path
 ) -> None:
@@ -178,9 +179,9 @@ def test_what_is_there_is_not_replaced_unless_asked(
     ids=["Ctrl-C in the export", "kill in the measuring"],
 )
 def test_when_interrupted_nothing_is_left_behind(
-    start: Start, tmp_path: Path, tiny_checkpoint: Path, number: int, stage: str, code: int
+    start: Start, tmp_path: Path, one_layer_checkpoint: Path, number: int, stage: str, code: int
 ) -> None:
-    with start("export", tiny_checkpoint, "-o", tmp_path / "new" / "bundle") as process:
+    with start("export", one_layer_checkpoint, "-o", tmp_path / "new" / "bundle") as process:
         assert process.stderr is not None
         said = ""
         while stage not in said:
@@ -245,6 +246,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.usefixtures("traced_before")
 def test_a_small_disk_is_left_empty(
     small_disk: Path, tiny_checkpoint: Path, parity_file: Path
 ) -> None:
@@ -253,6 +255,7 @@ def test_a_small_disk_is_left_empty(
     assert not any(small_disk.iterdir())
 
 
+@pytest.mark.usefixtures("traced_before")
 def test_a_small_disk_keeps_the_bundle_that_was_to_be_replaced(
     small_disk: Path, tiny_bundle: Path, tiny_checkpoint: Path, parity_file: Path
 ) -> None:

@@ -217,15 +217,16 @@ def test_a_tokenizer_that_differs_from_transformers_is_stopped(
         reference_golden(checkpoint, Reference(checkpoint), ["头痛", "CT 检查"])
 
 
+@pytest.mark.usefixtures("traced_before")
 def test_an_impossible_tolerance_publishes_nothing_and_is_exit_code_1(
-    corom: Corom, tmp_path: Path, tiny_checkpoint: Path, parity_file: Path
+    corom_here: Corom, tmp_path: Path, tiny_checkpoint: Path, parity_file: Path
 ) -> None:
     recipe = tmp_path / "strict.toml"
     recipe.write_text(
         f'source = "{tiny_checkpoint}"\n[tolerance.fp32]\ncosine_min = 1.1\nmax_abs_error = 0.0\n'
     )
     output = tmp_path / "new" / "bundle"
-    done = corom("export", recipe, "-o", output, "--parity-texts", parity_file, "--json")
+    done = corom_here("export", recipe, "-o", output, "--parity-texts", parity_file, "--json")
     assert (done.returncode, done.stdout) == (1, "")
     assert (
         "fp32 by onnxruntime failed parity with torch: cosine 1.0000000 is below 1.1" in done.stderr

@@ -229,13 +229,13 @@ def test_int8_that_gives_other_vectors_on_this_cpu_is_not_opened(
 
 
 def test_a_rung_that_fails_is_left_out_and_the_others_are_published(
-    corom: Corom, tmp_path: Path, tiny_checkpoint: Path, parity_file: Path
+    corom_here: Corom, tmp_path: Path, one_layer_checkpoint: Path, parity_file: Path
 ) -> None:
     recipe = tmp_path / "strict.toml"
-    recipe.write_text(f'source = "{tiny_checkpoint}"\n[tolerance.int8]\ncosine_min = 1.1\n')
+    recipe.write_text(f'source = "{one_layer_checkpoint}"\n[tolerance.int8]\ncosine_min = 1.1\n')
     output = tmp_path / "bundle"
     options = ["--precision", "int8", "--precision", "fp16", "--parity-texts", parity_file]
-    done = corom("export", recipe, "-o", output, *options, "--json")
+    done = corom_here("export", recipe, "-o", output, *options, "--json")
     assert done.returncode == 1
     for backend in ("onnxruntime", "openvino"):
         assert f"int8 by {backend} failed parity with torch: cosine 0.9" in done.stderr

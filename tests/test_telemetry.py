@@ -31,7 +31,7 @@ def left_behind(home: Path) -> set[str]:
 
 def test_no_command_lets_them(
     corom: Corom,
-    tiny_checkpoint: Path,
+    one_layer_checkpoint: Path,
     tiny_bundle: Path,
     parity_file: Path,
     stranger: dict[str, str],
@@ -44,7 +44,7 @@ def test_no_command_lets_them(
     for words in (
         ("embed", tiny_bundle, "头痛怎么办", "-o", tmp_path / "v.npy", "--backend", "openvino"),
         ("verify", tiny_bundle),
-        ("export", tiny_checkpoint, "-o", tmp_path / "made", "--parity-texts", parity_file),
+        ("export", one_layer_checkpoint, "-o", tmp_path / "made", "--parity-texts", parity_file),
     ):
         done = corom(*words, env=stranger)
         assert done.returncode == 0, done.stderr
