@@ -259,17 +259,46 @@ def parity_file(tmp_path_factory: pytest.TempPathFactory, parity_texts: list[str
 
 
 @pytest.fixture(scope="session")
-def export_once(tmp_path_factory: pytest.TempPathFactory, parity_file: Path) -> ExportOnce:
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of all the processes of this run of pytest."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def half_graphs_once(shared_folder: Path) -> Callable[[str], Path]:
+    """Return the function that gives the fp16 graphs of the random checkpoint of a pooling.
+
+    They are made for all the processes of this run of pytest.
+    """
+    from random_checkpoint import random_checkpoint
+
+    from corom.export.encoder import TorchEncoder
+    from corom.export.precision import export_half_graphs
+
+    def once(pooling: Any) -> Path:
+        folder = shared_folder / f"half-graphs-{pooling}"
+        with FileLock(shared_folder / f"{folder.name}.lock"):
+            if not folder.exists():
+                making = shared_folder / f"{folder.name}.partial"
+                making.mkdir()
+                encoder = TorchEncoder(random_checkpoint(pooling))
+                export_half_graphs(encoder, making, 20, for_engines=True)
+                making.rename(folder)
+        return folder
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def export_once(shared_folder: Path, parity_file: Path) -> ExportOnce:
     """Return the function that exports a bundle for all the processes of this run of pytest."""
     from corom.export.bundle import export_bundle
 
-    base = tmp_path_factory.getbasetemp()
-    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-
     def once(name: str, source: str, **options: Any) -> Path:
-        bundle = folder / f"bundle-{name}" / name
+        bundle = shared_folder / f"bundle-{name}" / name
         bundle.parent.mkdir(exist_ok=True)
-        with FileLock(folder / f"{name}.lock"):
+        with FileLock(shared_folder / f"{name}.lock"):
             if not bundle.exists():
                 export_bundle(source, bundle, **({"parity_texts": parity_file} | options))
         return bundle

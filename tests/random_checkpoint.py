@@ -10,6 +10,8 @@ from corom.export.checkpoint import Checkpoint
 from corom.export.config import EncoderConfig
 from corom.runtime.manifest import Pooling
 
+torch.set_num_threads(1)  # for models this small more threads only wait for each other
+
 HIDDEN, LAYERS, HEADS, INNER, VOCABULARY, POSITIONS = 64, 2, 2, 128, 500, 160
 
 RAW_CONFIG = {

@@ -174,7 +174,8 @@ def test_a_match_of_a_peer_and_corom(
     with entered([HERE, wrong, broken, *ours], conditions, said.append) as entries:
         check(entries, TEXTS, reference_vectors(checkpoint, TEXTS, 128))
         warm(entries, TEXTS, 1)
-        monkeypatch.setattr(match, "CALLER_SECONDS", 0.1)
+        for name in ("TURN_SECONDS", "CALLER_SECONDS"):
+            monkeypatch.setattr(match, name, 0.1)
         play(entries, TEXTS[:3], TEXTS, 2, roof.measure, callers=4)
         assert sum(entry.process is not None for entry in entries) == 1 + len(ours)
     found = standings(entries, roof)
@@ -214,7 +215,10 @@ def test_a_match_of_a_peer_and_corom(
     assert "<script" not in written
 
 
-def test_a_peer_that_fails_in_a_round_is_dropped_and_the_others_go_on() -> None:
+def test_a_peer_that_fails_in_a_round_is_dropped_and_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(match, "TURN_SECONDS", 0.1)
     with numpy_worker() as first, numpy_worker() as second:
         entries = [
             Entry(replace(HERE, name=str(k)), process=p) for k, p in enumerate((first, second))

@@ -4,6 +4,8 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +30,7 @@ from corom.export.engine import (
 )
 from corom.export.graph import ENGINE_INPUTS, export_graph
 from corom.export.parity import read_texts
-from corom.export.precision import ENGINE_GRAPH, EngineEncoder, export_half_graphs
+from corom.export.precision import ENGINE_GRAPH, HALF_GRAPH, EngineEncoder
 from corom.export.profiles import EngineOptions, chosen_profiles, default_profiles, profile_code
 from corom.export.readback import Products, read_back
 from corom.export.recipe import load_recipe
@@ -52,18 +54,18 @@ def rtx() -> Any:
 
 
 @pytest.fixture(scope="module")
-def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def graph(half_graphs_once: Callable[[str], Path]) -> Path:
     """The graph that engines are built from, of a small random encoder."""
-    folder = tmp_path_factory.mktemp("graph")
-    export_half_graphs(TorchEncoder(random_checkpoint()), folder, 20, for_engines=True)
-    return folder / ENGINE_GRAPH
+    return half_graphs_once("cls") / ENGINE_GRAPH
 
 
 @pytest.fixture(scope="module")
 def wide_graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same graph in fp32."""
+    """The same graph in fp32, of one layer."""
+    checkpoint = random_checkpoint()
+    checkpoint = replace(checkpoint, config=replace(checkpoint.config, layers=1))
     path = tmp_path_factory.mktemp("wide") / ENGINE_GRAPH
-    export_graph(EngineEncoder(TorchEncoder(random_checkpoint())), path, 20, ENGINE_INPUTS)
+    export_graph(EngineEncoder(TorchEncoder(checkpoint)), path, 20, ENGINE_INPUTS)
     return path
 
 
@@ -127,7 +129,7 @@ def test_rebuilding_follows_the_sidecar(graph: Path, built: Built, tmp_path: Pat
 
 @pytest.mark.usefixtures("rtx")
 def test_fp32_products_are_refused(wide_graph: Path) -> None:
-    with pytest.raises(EngineError, match=r"must be fp16; found: 16 of 16 .*\(FLOAT\)"):
+    with pytest.raises(EngineError, match=r"must be fp16; found: 8 of 8 .*\(FLOAT\)"):
         build_engine(wide_graph, RTX, PROFILES, EngineOptions())
 
 
@@ -173,10 +175,10 @@ def test_a_graph_that_cannot_be_parsed(tmp_path: Path, content: bytes | None, me
 
 
 @pytest.mark.usefixtures("rtx")
-def test_the_portable_graph_is_refused(tmp_path: Path) -> None:
-    export_half_graphs(TorchEncoder(random_checkpoint()), tmp_path, 20, for_engines=False)
+def test_the_portable_graph_is_refused(half_graphs_once: Callable[[str], Path]) -> None:
+    portable = half_graphs_once("cls") / HALF_GRAPH
     with pytest.raises(EngineError, match="attention_mask INT64.*an engine needs input_ids INT32"):
-        build_engine(tmp_path / "onnx/model_fp16.onnx", RTX, PROFILES, EngineOptions())
+        build_engine(portable, RTX, PROFILES, EngineOptions())
 
 
 @pytest.mark.usefixtures("rtx")

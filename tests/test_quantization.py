@@ -112,9 +112,12 @@ def test_many_calibration_texts_are_thinned_out(tmp_path: Path) -> None:
     assert texts[-1] == str(5 * MOST_TEXTS - 5)
 
 
-@pytest.fixture(scope="module", params=["cls", "mean"])
+@pytest.fixture(scope="module", params=["cls", pytest.param("mean", marks=pytest.mark.slow)])
 def graph(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The int8 graph of a random encoder; all its biases are equal, as those of new ones are."""
+    """The int8 graph of a random encoder; all its biases are equal, as those of new ones are.
+
+    With mean pooling, slow, the last layer is as the first is with [CLS].
+    """
     checkpoint = random_checkpoint(request.param, scales={"bias": 0.0})
     folder = tmp_path_factory.mktemp("graphs")
     encoder = TorchEncoder(checkpoint)
