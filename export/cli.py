@@ -35,7 +35,7 @@ from corom.runtime.triton_repository import require_place, write_repository
     multiple=True,
     type=click.Choice(PRECISIONS),
     help="Precisions to prove, may be repeated; fp32 always is. bf16 needs a CPU that has it, "
-    "int8-per-token one with VNNI.",
+    "int8-per-token one with AVX2.",
 )
 @click.option(
     "--engine",

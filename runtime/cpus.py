@@ -48,7 +48,7 @@ def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
 
 SATURATION = (
     "This CPU has no VNNI: its 8-bit products saturate, which may be all of the difference. "
-    "Take fp32 here, or a CPU with VNNI."
+    "Take fp32 or int8-per-token here, or a CPU with VNNI."
 )
 """What to say of int8 that fails where ``int8_saturates``."""
 

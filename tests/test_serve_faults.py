@@ -493,7 +493,7 @@ def under_load(
             until = time.perf_counter() + seconds
             while time.perf_counter() < until:
                 replies += await callers(client, requests, 1, 0.05)
-                if replies[-1].status != 200:
+                if not replies or replies[-1].status != 200:
                     await asyncio.sleep(0.05)
             return replies
 
