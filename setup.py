@@ -19,7 +19,7 @@ BUILDS = {
         # GCC 12 says so of its own headers.
         "-Wno-uninitialized", "-Wno-maybe-uninitialized",
     ],
-    "avx2": ["-mavx2"],
+    "avx2": ["-mavx2", "-mno-avx512f"],  # the other says what of AVX-512, whatever CFLAGS have
 }  # fmt: skip
 KERNELS = [
     Extension(

@@ -12,7 +12,7 @@ from corom.runtime.backend import PRECISIONS
 from corom.runtime.cache import cache_root
 from corom.runtime.cli_options import json_option
 from corom.runtime.cpus import available_cpus
-from corom.runtime.errors import InputError, missing_extra
+from corom.runtime.errors import InputError, ParityError, missing_extra
 from corom.runtime.manifest import Pooling
 from corom.runtime.progress import progress_bar
 
@@ -119,7 +119,7 @@ def peers(
         "bundle": require_same(bundle, checkpoint)
     }
     texts = read_texts(file) if file else made_texts("queries", count)
-    texts = sample(texts, count)
+    texts = sample(list(dict.fromkeys(texts)), count)  # corom computes equal ones once
     conditions: dict[str, Any] = {"threads": threads, "max_length": max_length, "pooling": pooling}
     found = compete(
         [*chosen, *rungs(bundle)],
@@ -131,8 +131,6 @@ def peers(
         callers,
         "bf16" in here,
     )
-    if found is None:
-        return
     about = {
         "benchmark": "peers",
         "model": checkpoint.uri.rpartition("/")[2],
@@ -143,8 +141,11 @@ def peers(
         "callers": callers,
         "rounds": rounds,
     }
-    report = stamped(about | conditions | found)
-    publish(report, output, as_json=as_json)
+    if not prepare_only:
+        report = stamped(about | conditions | found)
+        publish(report, output, as_json=as_json)
+    if failed := [row["name"] for row in found["absent"] if row["ours"]]:
+        raise ParityError(f"{', '.join(failed)} took no part: what is said above tells why.")
 
 
 def compete(
@@ -156,15 +157,15 @@ def compete(
     rounds: int,
     callers: int,
     bf16: bool = True,
-) -> dict[str, Any] | None:
-    """Return the standings after the rounds; None without rounds: everybody is only checked.
+) -> dict[str, Any]:
+    """Return the standings after the rounds; without rounds: who failed its check.
 
     ``bf16``: whether this CPU executes it, and has a rate of it.
     """
     from .match import Conditions, check, entered, play, warm
     from .peer_source import reference_vectors, token_ids
     from .roofline import Roofline
-    from .standings import standings
+    from .standings import absent, standings
 
     def say(line: str) -> None:
         click.echo(line, err=True)
@@ -189,7 +190,7 @@ def compete(
 
                 play(entries, alone, texts, rounds, after_round, callers)
     if not rounds:
-        return None
+        return {"absent": absent(entries)}
     return {"tokens_per_text": sum(lengths) / len(lengths)} | standings(entries, roof)
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 NEEDS = {"starlette": "serve", "httptools": "serve", "uvloop": "serve", "psutil": "bench"}
 TEXTS = 500
-LOADS = (0.5, 0.9, 2.0)
+LOADS, BURST = (0.5, 0.9), 2.0
 SHORT_SHARE = 1 / 6
 """Of ``--seconds``: what each load takes that comes before the open loops."""
 PEER_SHARE = 0.4
@@ -127,7 +127,7 @@ async def measure(
     """Return the figures of every load, in the order they were put on the server."""
     from .http_calls import BATCH_TEXTS, apart, call_rows, make_calls
     from .http_client import Client
-    from .serve_load import CALLERS, Subject, closed, growth, opened, overhead, recovery
+    from .serve_load import CALLERS, Subject, burst, closed, growth, opened, overhead
 
     floor = COSINE_MIN[encoder.precision]
     expected = encoder.encode(texts)
@@ -156,8 +156,11 @@ async def measure(
         loads[f"open loop, {share * 100:.0f} %"] = await opened(
             subject, share * capacity, arrivals, seconds
         )
+    say(f"open loop at {BURST:.0%} of {capacity:.0f} requests/s")
     unloaded_s = loads["one caller"]["latency, 1 text"]["p50_us"] / 1e6
-    report["recovery"] = await recovery(subject, unloaded_s)
+    loads[f"open loop, {BURST * 100:.0f} %"], report["recovery"] = await burst(
+        subject, BURST * capacity, arrivals, seconds, unloaded_s
+    )
     report["memory"] = growth(subject.memory)
     return report | {"loads": loads}
 
@@ -172,9 +175,8 @@ async def beside_peer(
 
     say("starting infinity's server; the first time it is installed")
     with start_peer() as server:
-        # It computes in fp32, as torch does.
-        floor = COSINE_MIN["fp32"]
-        theirs = Subject(server, Client(server.url), ours.calls, ours.expected, floor)
+        # Its fp32 may be as far from our vectors as these from fp32.
+        theirs = Subject(server, Client(server.url), ours.calls, ours.expected, ours.cosine_min)
         return await beside(ours, theirs, rounds, seconds, say)
 
 

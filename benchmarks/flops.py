@@ -12,7 +12,8 @@ class EncoderShape(NamedTuple):
     """What of an encoder the arithmetic depends on.
 
     ``cls_only``: the last layer computes queries, attention output and feed-forward for [CLS]
-    alone, keys and values for all tokens; or, ``flat``, no keys and values at all.
+    alone, keys and values for all tokens; or, ``flat``, no keys and values at all. ``looked_up``:
+    the first layer's queries, keys and values are sums of what was multiplied before.
     """
 
     hidden: int
@@ -21,12 +22,17 @@ class EncoderShape(NamedTuple):
     intermediate: int
     cls_only: bool
     flat: bool = False
+    looked_up: bool = False
 
 
 def text_flops(shape: EncoderShape, tokens: int) -> int:
     """Return the floating-point operations of one text; a multiplication and addition are two."""
+    of_first_row = shape.cls_only and shape.flat
     earlier = (shape.layers - 1) * _layer_flops(shape, tokens, tokens)
-    if shape.cls_only and shape.flat:
+    if shape.looked_up and not (of_first_row and shape.layers == 1):
+        queries = 1 if shape.cls_only and shape.layers == 1 else tokens
+        earlier -= 2 * (queries + 2 * tokens) * shape.hidden * shape.hidden
+    if of_first_row:
         return earlier + _first_row_flops(shape, tokens)
     return earlier + _layer_flops(shape, tokens, 1 if shape.cls_only else tokens)
 

@@ -211,6 +211,7 @@ def _measured(job: dict[str, Any], encode: Encode) -> dict[str, Any]:
         return {}
     if job["do"] == "latency":
         seconds = []
+        encode(texts[:1], 1)  # others had the CPUs before
         for text in texts:
             start = time.perf_counter()
             encode([text], 1)

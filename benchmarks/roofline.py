@@ -16,6 +16,8 @@ _ROOF_OF: dict[Precision, Roof] = {
     "int8-per-token": "int8",
     "int8": "int8",
 }
+EMBEDDED_BYTES, MOST_EMBEDDED_BYTES = 12, 256 << 20
+"""Of what native makes of embeddings: for each of a word's values, and of all: embedded.h."""
 
 
 class Roofline:
@@ -40,11 +42,14 @@ class Roofline:
             config.hidden, config.layers, config.heads, config.intermediate, cls_only
         )
         flat = self.shape._replace(flat=True)
+        looked_up = EMBEDDED_BYTES * config.hidden * (config.vocab_size + config.max_positions)
+        forms = {
+            "graph": flat,
+            "int8 graph": self.shape,  # see TorchEncoder
+            "native": flat._replace(looked_up=looked_up <= MOST_EMBEDDED_BYTES),
+        }
         self.flops_per_text = {
-            # int8 is executed in the other form: see TorchEncoder.
-            precision: texts_flops(self.shape if precision == "int8" else flat, lengths)
-            / len(lengths)
-            for precision in _ROOF_OF
+            form: texts_flops(own, lengths) / len(lengths) for form, own in forms.items()
         }
         self._threads, self._seconds = threads, seconds
         self._found: dict[Roof, list[Rate]] = {roof: [] for roof in ROOFS if bf16 or roof != "bf16"}
@@ -55,10 +60,13 @@ class Roofline:
         for roof, rate in gemm_rates(self.shape, self._threads, self._seconds, roofs).items():
             self._found[roof].append(rate)
 
-    def share(self, precision: Precision, texts_per_second: Sequence[float]) -> Spread:
+    def share(
+        self, precision: Precision, backend: str, texts_per_second: Sequence[float]
+    ) -> Spread:
         """Return reached ÷ possible, round by round: both of a round share its noise."""
         rates = zip(texts_per_second, self._found[_ROOF_OF[precision]], strict=True)
-        flops = self.flops_per_text[precision]
+        form = "int8 graph" if precision == "int8" else "graph"
+        flops = self.flops_per_text["native" if backend == "native" else form]
         return spread([rate * flops / (top.gflops * 1e9) for rate, top in rates])
 
     def described(self) -> dict[str, Any]:

@@ -117,11 +117,24 @@ async def opened(
     return {"rate": rate, "arrivals": arrivals} | measure.described(replies)
 
 
-async def recovery(subject: Subject, p50_s: float) -> dict[str, Any]:
-    """Measure how long after a burst single texts take what they took before it.
+async def burst(
+    subject: Subject, rate: float, arrivals: Arrivals, seconds: float, p50_s: float
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """As ``opened``, and how long after its last request single texts take what they did before.
 
-    ``p50_s``: what one caller's requests took at the median when nothing else was asked.
+    The server still has work waiting then. ``p50_s``: what one caller's requests took at the median
+    when nothing else was asked.
     """
+    loading = asyncio.create_task(opened(subject, rate, arrivals, seconds))
+    await asyncio.sleep(seconds)
+    replies, found = await recovery(subject, p50_s)
+    load = await loading
+    require_right(replies, subject)
+    return load, {"seconds": found, "requests": len(replies)}
+
+
+async def recovery(subject: Subject, p50_s: float) -> tuple[list[Reply], float | None]:
+    """Ask for single texts until they take what they took before; return when that was."""
     singles = [row for row, call in enumerate(subject.calls) if len(call.rows) == 1]
     begin = time.perf_counter()
     replies: list[Reply] = []
@@ -133,9 +146,10 @@ async def recovery(subject: Subject, p50_s: float) -> dict[str, Any]:
             BACK_TO_NORMAL * p50_s,
         )
         if found is not None:
-            break
-    require_right(replies, subject)
-    return {"seconds": found, "requests": len(replies)}
+            return replies, found
+        if replies[-1].status != 200:
+            await asyncio.sleep(0.01)  # who is refused asks again a little later
+    return replies, None
 
 
 def seconds_to_return(ended: Sequence[tuple[float, float]], limit_s: float) -> float | None:

@@ -29,12 +29,13 @@ def floors(report: dict[str, Any], deadline_s: float) -> list[Floor]:
     number = burst["statuses"].get("429", 0)
     without = number - burst.get("refused_with_retry_after", 0)
     found.append(_at_most("200 %: 429 without Retry-After", without, 0))
-    found.append(
-        _at_most("200 %: slowest accepted, s", burst.get("slowest_ms", 0) / 1e3, deadline_s)
-    )
+    slowest = burst.get("slowest_ms")  # none, if nothing was accepted
+    found.append(_at_most("200 %: slowest accepted, s", slowest and slowest / 1e3, deadline_s))
     others = sum(n for load in loads.values() for n in _other(load["statuses"]))
     found.append(_at_most("answers that are neither 200 nor 429", others, 0))
-    found.append(_at_most("after it: latency back after, s", report["recovery"]["seconds"], 5.0))
+    back = report["recovery"]["seconds"]  # None: it did not return while that was watched
+    returned = back is not None and back <= 5.0
+    found.append(Floor("after it: latency back after, s", back, "≤ 5", returned))
     found.append(_at_most("memory grown during the loads, %", report["memory"]["grown"] * 100, 5.0))
     if (peer := report.get("peer")) is not None:
         for count, figures in peer["callers"].items():

@@ -19,20 +19,27 @@ def standings(entries: Sequence[Entry], roof: Roofline) -> dict[str, Any]:
     return {
         "roofline": roof.described(),
         "contestants": [_figures(entry, roof) for entry in ready],
-        "absent": [
-            {"name": entry.contestant.name, "why": entry.failure}
-            for entry in entries
-            if entry.failure is not None
-        ],
+        "absent": absent(entries),
         "ratios": [_ratios(a, b) for a in ours for b in theirs],
     }
+
+
+def absent(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Return who took no part, or not to the end, and why."""
+    return [
+        {"name": e.contestant.name, "why": e.failure, "ours": e.contestant.ours}
+        for e in entries
+        if e.failure is not None
+    ]
 
 
 def _figures(entry: Entry, roof: Roofline) -> dict[str, Any]:
     contestant = entry.contestant
     medians = [float(np.median(seconds)) * 1000 for seconds in entry.latencies]
     tail = latency(list(chain.from_iterable(entry.latencies)))
-    share = roof.share(contestant.precision, entry.rates) if contestant.ours else None
+    share = None
+    if contestant.ours:
+        share = roof.share(contestant.precision, contestant.job["backend"], entry.rates)
     return {
         "name": contestant.name,
         "ours": contestant.ours,
@@ -42,6 +49,7 @@ def _figures(entry: Entry, roof: Roofline) -> dict[str, Any]:
         "setting": entry.setting,
         "p50_ms": spread(medians)._asdict(),
         "p99_ms": tail.p99_us / 1000,
+        "samples": sum(map(len, entry.latencies)),
         "texts_per_second": spread(entry.rates)._asdict(),
         "share_of_gemm": share and share._asdict(),
         "callers": _callers(entry) if entry.caller_rates else None,
@@ -102,7 +110,7 @@ def tables(report: dict[str, Any]) -> str:
     gemm = report["roofline"]["gemm_gflops"]
     rates = ", ".join(f"{roof} {rate['median']:.0f} ({rate['by']})" for roof, rate in gemm.items())
     parts.append(f"GEMM rate here, GFLOP/s: {rates}")
-    parts += [f"took no part: {absent['name']}: {absent['why']}" for absent in report["absent"]]
+    parts += [f"took no part: {row['name']}: {row['why']}" for row in report["absent"]]
     return "\n\n".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""native: corom's own kernels, on CPUs with AVX-512.
+"""native: corom's own kernels, on CPUs with AVX2 or AVX-512.
 
 Nothing is padded and every value of a text is summed in the same order, so its vector is the same,
 bit for bit, alone and in any batch, by one thread and by many; a length never seen before costs

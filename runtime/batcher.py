@@ -8,6 +8,7 @@ executed.
 import _thread
 import atexit
 import os
+import threading
 import time
 import weakref
 from collections import deque
@@ -161,7 +162,8 @@ class DynamicBatcher:
     def close(self, *, drain: bool = True) -> None:
         """Refuse new texts, answer those that wait, and end the threads.
 
-        Without ``drain`` those that wait get a ``CoromError``; what is executed is answered.
+        Without ``drain`` those that wait get a ``CoromError``; what is executed is answered. Called
+        by what a caller attached to an answer, it does not wait for the threads: it is in one.
         """
         self._close("this batcher is closed. Make a new one: DynamicBatcher(encoder).", drain=drain)
 
@@ -228,6 +230,8 @@ class DynamicBatcher:
         if os.getpid() != self._process:
             return  # the threads, and whoever holds the lock, stayed in the other process
         self._exchange.close(reason, drain=drain)
+        if self._workers.has(threading.current_thread()):
+            return  # as in a callback: what waits is answered after it
         self._workers.join()
         self._exchange.close(reason, drain=False)  # if no thread was left to drain it
         self._workers.join_watch()

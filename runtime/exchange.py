@@ -50,7 +50,7 @@ class Exchange:
         self._closed: str | None = None
         self._ended = False
         self._tally = Tally()
-        self._swept = 0.0
+        self._swept = self._forgot = 0.0
         self._answered = 0.0
         """When the last batch was."""
 
@@ -250,8 +250,8 @@ class Exchange:
     def _claim(self, expired: list[Outcome]) -> Chosen:
         """Take the next batch out of what waits."""
         now = time.monotonic()
-        if now >= self._swept + SWEEP_SECONDS:
-            self._swept = now
+        if now >= self._forgot + SWEEP_SECONDS:
+            self._forgot = now
             self._waiting.forget_dropped()
         chosen = self._waiting.next_batch()
         self._expire(now, [request for request, _ in chosen.texts], expired)

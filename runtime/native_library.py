@@ -40,10 +40,7 @@ INTERFACE = 6
 """Of the functions and structures below; raised with every change of them."""
 MOST_THREADS = 1024
 _NO_MEMORY, _NOT_ENCODABLE = 1, 2
-_AGAIN = (
-    "Install one (Debian: apt install g++), then corom again, in a checkout of it: "
-    "pip install --force-reinstall --no-deps ."
-)
+_AGAIN = "Install corom again, in a checkout of it: pip install --force-reinstall --no-deps ."
 
 
 def require_native(precision: Precision) -> str:
@@ -52,24 +49,25 @@ def require_native(precision: Precision) -> str:
     Raises ``UnavailableError`` if the kernels are not installed, or this CPU executes none.
     """
     flags = cpu_flags()
-    builds = {name: needed[precision] for name, needed in BUILDS.items() if precision in needed}
-    here = [name for name, needed in builds.items() if flags.issuperset(needed)]
+    needs = {name: of[precision] for name, of in BUILDS.items() if precision in of}
+    here = [name for name, needed in needs.items() if flags.issuperset(needed)]
     if not here:
-        needed = list(builds.values())[-1]  # the least that does
+        needed = list(needs.values())[-1]  # the least that does
         missing = [flag for flag in needed if flag not in flags]
         raise UnavailableError(
             f"this CPU ({cpu_model()}) has no {', '.join(missing)}, or does not tell: backend "
             f"'native' needs {', '.join(needed)} for {precision}. Take another backend, or "
             "another precision."
         )
-    if find_spec(_module(here[0])) is None:
+    installed = [name for name in here if find_spec(_module(name)) is not None]
+    if not installed:
         raise UnavailableError(
             "this installation has no kernels for backend 'native': they are compiled when corom "
             "is installed on Linux on x86-64 by g++ from version 11 on (with binutils from 2.36), "
-            f"or clang++. {_AGAIN}"
+            f"or clang++. Install one (Debian: apt install g++). {_AGAIN}"
         )
-    _library(here[0])
-    return here[0]
+    _library(installed[0])
+    return installed[0]
 
 
 def _module(build: str) -> str:
@@ -163,7 +161,10 @@ class NativeEncoder:
     """
 
     def __init__(self, weights: NativeWeights, precision: Precision, pooling: Pooling) -> None:
-        self.library = _library(require_native(precision))
+        build = require_native(precision)
+        self.library = _library(build)
+        # The others have neither, whatever the CPU says: a virtual one may hide some of its flags.
+        narrow = build == "avx512" and precision != "fp32"
         sizes, arrays = weights.sizes, weights.arrays
         words, positions = arrays["embeddings.words.weight"], arrays["embeddings.positions"]
         self._tables = (words, positions)  # used where they are
@@ -175,10 +176,8 @@ class NativeEncoder:
             inner_width=sizes.inner,
             mean_pooled=pooling == "mean",
             # Faster, and hardly farther off: the products around it are rounded as much or more.
-            attends_in_bf16=precision != "fp32" and "avx512_bf16" in cpu_flags(),
-            uses_amx=precision != "fp32"
-            and cpu_flags() >= AMX
-            and self.library.corom_ask_for_amx(),
+            attends_in_bf16=narrow and "avx512_bf16" in cpu_flags(),
+            uses_amx=narrow and cpu_flags() >= AMX and self.library.corom_ask_for_amx(),
             epsilon=weights.epsilon,
             activation=_Activation(*(_address(weights.activation[d]) for d in (COARSE, FINE))),
             words=_address(words),

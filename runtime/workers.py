@@ -48,17 +48,21 @@ class Workers:
         if self._watch is None:
             with self._starting:
                 if self._watch is None:
-                    self._watch = threading.Thread(
+                    watch = threading.Thread(
                         target=self._tell_expired, name="corom-deadlines", daemon=True
                     )
-                    self._watch.start()
+                    watch.start()  # or there is none, and the next deadline tries again
+                    self._watch = watch
+
+    def has(self, thread: threading.Thread) -> bool:
+        """Say whether this is one of those that execute."""
+        return thread in self._threads
 
     def join(self) -> None:
         """Wait until all that execute have ended."""
         while True:
             with self._starting:
-                others = [t for t in self._threads if t is not threading.current_thread()]
-            alive = [thread for thread in others if thread.is_alive()]
+                alive = [thread for thread in self._threads if thread.is_alive()]
             if not alive:
                 return
             alive[0].join()
@@ -111,10 +115,18 @@ class Workers:
         """Answer those whose texts this thread had in hand, and let another take its place."""
         thread = threading.current_thread()
         why = f"the thread that computed this died of {error!r}. Ask again."
-        self._exchange.bury(thread, why)
+        try:
+            self._exchange.bury(thread, why)
+        finally:  # whatever a caller attached to its answer
+            if not self._replace(thread):
+                self._exchange.bury(thread, why)
+
+    def _replace(self, thread: threading.Thread) -> bool:
+        """Start another thread; False if there can be no more: the next caller tries again."""
         with self._starting:
             self._threads.discard(thread)
             try:
                 self._start()
-            except RuntimeError:  # no more threads; the next caller tries again
-                self._exchange.bury(thread, why)
+            except RuntimeError:
+                return False
+        return True

@@ -5,6 +5,7 @@ import concurrent.futures
 import ctypes
 import gc
 import logging
+import queue
 import random
 import statistics
 import subprocess
@@ -944,7 +945,9 @@ def test_a_task_that_is_cancelled_drops_what_waits(held: DynamicBatcher, gate: G
     assert len(gate.executed()) == 2
 
 
-def test_a_loop_that_is_gone_harms_nobody(encoder: Encoder, gate: Gate) -> None:
+def test_a_loop_that_is_gone_harms_nobody(
+    encoder: Encoder, gate: Gate, caplog: pytest.LogCaptureFixture
+) -> None:
     with DynamicBatcher(encoder) as batcher:
 
         async def ask() -> None:
@@ -956,6 +959,7 @@ def test_a_loop_that_is_gone_harms_nobody(encoder: Encoder, gate: Gate) -> None:
         asyncio.run(ask())  # the loop is closed while its text is executed
         gate.is_open.set()
         assert batcher.submit("发烧").result(LONG).shape == (48,)
+    assert "died" not in caplog.text
 
 
 # --- What fails, fails alone
@@ -1241,6 +1245,86 @@ def test_callers_hear_of_a_dead_worker_and_the_next_is_served(
     assert "worker of the batcher died" in caplog.text
 
 
+def dies(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the worker die of the next batch."""
+    run = encoder._backend.run
+
+    def die(_: Batch) -> Any:
+        monkeypatch.setattr(encoder._backend, "run", run)
+        raise SystemExit
+
+    monkeypatch.setattr(encoder._backend, "run", die)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_dead_worker_is_replaced_whatever_a_caller_does_when_told(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fall(_: object) -> None:
+        raise SystemExit("a caller's own")
+
+    dies(encoder, monkeypatch)
+    with caplog.at_level(logging.CRITICAL, logger="corom"), DynamicBatcher(encoder) as batcher:
+        answer = batcher.submit("头痛")
+        answer.add_done_callback(fall)
+        with pytest.raises(WorkerError):
+            answer.result(SOON)
+        assert batcher.submit("发烧").result(SOON).shape == (48,)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_who_asks_again_when_no_thread_can_be_started_is_answered_later(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    start = threading.Thread.start
+    allowed = [True, False]
+    retried: list[Any] = []
+
+    def start_one(thread: threading.Thread) -> None:
+        if thread.name == "corom-batcher" and not (allowed.pop(0) if allowed else True):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    def ask_again(_: object) -> None:
+        retried.append(batcher.submit("发烧"))
+
+    monkeypatch.setattr(threading.Thread, "start", start_one)
+    dies(encoder, monkeypatch)
+    with caplog.at_level(logging.CRITICAL, logger="corom"), DynamicBatcher(encoder) as batcher:
+        answer = batcher.submit("头痛")
+        answer.add_done_callback(ask_again)
+        with pytest.raises(WorkerError):
+            answer.result(SOON)
+        until = time.monotonic() + SOON
+        while not retried:
+            assert time.monotonic() < until
+            time.sleep(0.001)
+        with suppress(WorkerError):  # it may have been there when no thread was
+            retried[0].result(SOON)
+        assert batcher.submit("发烧").result(SOON).shape == (48,)
+
+
+def test_deadlines_are_watched_once_a_thread_can_be_started(
+    encoder: Encoder, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "corom-deadlines":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with DynamicBatcher(encoder) as batcher:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(RuntimeError, match="can't start"):
+                batcher.submit("头痛", timeout=0.1)
+        answer = batcher.submit("发烧", timeout=0.1)
+        with pytest.raises(DeadlineExceeded):
+            answer.result(SOON)
+        gate.is_open.set()
+
+
 def test_a_worker_that_is_killed_while_idle_is_replaced(
     batcher: DynamicBatcher, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -1346,6 +1430,33 @@ def test_a_callback_may_close_the_batcher(encoder: Encoder) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     batcher.close()
+
+
+def test_callbacks_of_several_workers_may_close_the_batcher(tiny_bundle: Path) -> None:
+    both_there, closed = threading.Barrier(2), queue.SimpleQueue[bool]()
+    with Encoder(tiny_bundle, threads=2, workers=2) as encoder:
+        gate = Gate(encoder._backend)
+        batcher = DynamicBatcher(encoder)
+
+        def close_it(_: object) -> None:
+            both_there.wait(LONG)
+            batcher.close()
+            closed.put(True)
+
+        answers = []
+        for number, text in enumerate(["头痛", "发烧"], 1):  # each worker has one in hand
+            answers.append(batcher.submit(text))
+            answers[-1].add_done_callback(close_it)
+            until = time.monotonic() + LONG
+            while len(gate.batches) < number:
+                assert time.monotonic() < until
+                time.sleep(0.001)
+        answers += [batcher.submit(text) for text in ("咳嗽", "腹泻")]
+        gate.is_open.set()
+        for answer in answers:  # what waits when a callback closes is answered after it
+            assert answer.result(SOON).shape == (48,)
+        for _ in range(2):
+            assert closed.get(timeout=SOON)
 
 
 def test_a_batcher_that_is_let_go_answers_and_leaves_nothing(tiny_bundle: Path) -> None:

@@ -39,6 +39,7 @@ shapes = st.builds(
     intermediate=st.integers(1, 64),
     cls_only=st.booleans(),
     flat=st.booleans(),
+    looked_up=st.booleans(),
 )
 
 
@@ -53,11 +54,12 @@ def brute_force(shape: EncoderShape, tokens: int) -> int:
             # a score and a sum of whole tokens, each token and head
             flops += sum(2 * 2 * shape.hidden for _ in range(tokens * shape.heads))
             continue
+        known = shape.looked_up and layer == 0  # its queries, keys and values
         for token in range(tokens):
-            flops += 2 * 2 * shape.hidden * shape.hidden  # key and value
+            flops += 0 if known else 2 * 2 * shape.hidden * shape.hidden  # key and value
             if shape.cls_only and last and token > 0:
                 continue
-            flops += 2 * 2 * shape.hidden * shape.hidden  # query and output
+            flops += (1 if known else 2) * 2 * shape.hidden * shape.hidden  # query and output
             flops += 2 * 2 * shape.hidden * shape.intermediate  # in and out again
             flops += sum(2 * 2 * shape.hidden for _ in range(tokens))  # score and sum, each token
     return flops

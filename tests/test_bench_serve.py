@@ -437,6 +437,14 @@ def test_a_figure_beyond_its_limit_is_not_met(
         place = place[key]
     place[last] = value
     assert [name in found for found in unmet(report)].count(True) >= 1
+    shown = [floor for floor in floors(report, 5.0) if name in floor.name]
+    assert any(floor.met is False for floor in shown)
+
+
+def test_a_server_that_accepts_nothing_has_no_slowest_accepted(report: dict[str, Any]) -> None:
+    del report["loads"]["open loop, 200 %"]["slowest_ms"]
+    (found,) = (floor for floor in floors(report, 5.0) if "slowest accepted" in floor.name)
+    assert (found.value, found.met) == (None, None)
 
 
 def test_the_peer_is_held_to_its_ratios(report: dict[str, Any]) -> None:

@@ -160,8 +160,12 @@ def take_away(monkeypatch: pytest.MonkeyPatch, *taken: str) -> None:
 
 def take_other_builds_away(monkeypatch: pytest.MonkeyPatch, build: str) -> None:
     """Have this CPU say that it has what a build needs, and nothing that a faster one does."""
-    faster = list(BUILDS)[: list(BUILDS).index(build)]
-    take_away(monkeypatch, *(BUILDS[name]["fp32"][0] for name in faster))
+    names = list(BUILDS)
+    faster = [BUILDS[name] for name in names[: names.index(build)]]
+    needed = {flag for precisions in faster for flags in precisions.values() for flag in flags}
+    own = {flag for flags in BUILDS[build].values() for flag in flags}
+    more = AMX if faster else set()
+    take_away(monkeypatch, *(needed - own), *more)
 
 
 def take_bf16_away(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,7 +359,25 @@ def test_vectors_are_those_of_the_arithmetic(
     assert max(found) < WORST[precision]
 
 
-@pytest.mark.skipif("int8-per-token" not in HERE, reason="run it on a CPU with avx512_vnni")
+@pytest.mark.skipif("int8-per-token" not in HERE, reason="run it on a CPU with avx2")
+def test_a_cpu_that_hides_some_of_its_flags_is_one_without_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As virtual ones may: bf16 and AMX are for the build that multiplies by AVX-512."""
+    weights = random_weights(1, 128, 320, "mean")
+    lengths = np.array([1, 17, 100, 160])
+    ids = np.random.default_rng(2).integers(0, 300, (len(lengths), 160))
+
+    def vectors(flags: set[str]) -> np.ndarray:
+        monkeypatch.setattr(native_library, "cpu_flags", lambda: flags)
+        runner = NativeRunner(NativeEncoder(weights, "int8-per-token", "mean"), threads=1)
+        return runner.run(ids, lengths)
+
+    least = set(least_for("int8-per-token"))
+    np.testing.assert_array_equal(vectors(least | {"avx512_bf16", *AMX}), vectors(least))
+
+
+@pytest.mark.skipif("int8-per-token" not in HERE, reason="run it on a CPU with avx2")
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize("shape", [(64, 64), (128, 320), (448, 128)])
 def test_int8_attends_in_fp32_on_cpus_without_bf16(

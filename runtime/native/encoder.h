@@ -67,8 +67,8 @@ class EncoderOf : public AnyEncoder {
                from.vocabulary,
                from.positions,
                from.mean_pooled != 0,
-               !std::is_same_v<Number, Fp32> && from.attends_in_bf16 != 0,
-               !std::is_same_v<Number, Fp32> && from.uses_amx != 0,
+               NARROW && from.attends_in_bf16 != 0,
+               NARROW && from.uses_amx != 0,
                from.words,
                from.position_table,
                activation(from.activation),
@@ -97,6 +97,8 @@ class EncoderOf : public AnyEncoder {
   }
 
  private:
+  // Whether bf16 and tiles may be multiplied beside these numbers.
+  static constexpr bool NARROW = MAY_HAVE_BF16 && !std::is_same_v<Number, Fp32>;
   using Model = corom::Model<Number>;
 
   Norm norm(int width, const CoromNorm& from) const {

@@ -66,6 +66,7 @@ int corom_run(void* handle, const std::int64_t* ids, const std::int64_t* lengths
               int width, float* vectors) {
   corom::AnyRunner& runner = *static_cast<corom::AnyRunner*>(handle);
   const corom::Texts texts{ids, lengths, count, width};
+  if (count == 0) return DONE;
   if (!runner.can_run(texts)) return NOT_ENCODABLE;
   try {
     runner.run(texts, vectors);

@@ -140,9 +140,13 @@ class TokensPart : public Part<Number> {
   }
 
   void attend() const {
-    if (!model_.uses_amx || !model_.attends_in_bf16) return attend_to_all<false>();
-    const AmxTiles tiles;
-    attend_to_all<true>();
+    if constexpr (MAY_HAVE_BF16) {
+      if (model_.uses_amx && model_.attends_in_bf16) {
+        const AmxTiles tiles;
+        return attend_to_all<true>();
+      }
+    }
+    attend_to_all<false>();
   }
 
   template <bool IN_TILES>

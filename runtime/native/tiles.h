@@ -19,8 +19,8 @@ template <int COUNT, typename Step>
 
 constexpr int TILE = 6;  // rows, of TILE_VECTORS each
 
-// Rows whose sums are so many that each is ready when its next product is: fewer share the tile
-// before them. On CPUs with AVX-512 it was not tried.
+// Rows whose sums are so many that each is ready when its next product is. Fewer that are left are
+// halved together with the tile before them. On CPUs with AVX-512 it was not tried.
 constexpr int LEAST_ROWS = TILE_VECTORS == 1 ? 4 : 1;
 
 // Call `tile.operator()<ROWS>(first)` for those of fewer than `ROWS + 1` rows that are left.

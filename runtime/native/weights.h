@@ -23,7 +23,8 @@ struct Linear {
 
 // (columns, inputs) in memory: panels; of each, LANE inputs at a time, and of those the panel's
 // columns, as one instruction takes them. Codes are made here: one scale a column. Their
-// `corrections` are what the OFFSET of a row's values adds to a sum, with the other sign.
+// `corrections` are what the OFFSET of a row's values adds to a sum, with the other sign; zeros
+// where there is none.
 template <typename Number>
 class Weights {
  public:
