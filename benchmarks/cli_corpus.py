@@ -18,6 +18,7 @@ import numpy as np
 from corom.runtime import Encoder, VectorIndex, search
 from corom.runtime.cli_options import bundle_argument, encoder_options, json_option
 from corom.runtime.shard_manifest import MANIFEST, PARTIAL
+from corom.runtime.windows import WINDOW_TEXTS
 
 from .cli_options import rounds_option
 from .figures import ratio_spread, spread, text_table
@@ -100,6 +101,12 @@ def corpus(
     """
     found = made_texts("passages", min(rows, 20_000)) if file is None else read_texts(file)
     texts = list(islice(cycle(found), rows))
+    if len(set(texts)) < min(rows, WINDOW_TEXTS):
+        click.echo(
+            f"{len(set(texts))} texts are distinct; equal ones among {WINDOW_TEXTS} are computed "
+            "once, so this is faster than as many different ones would be",
+            err=True,
+        )
     engines = ["local", "ray"] if engine == "ray" else ["local"]
     with tempfile.TemporaryDirectory(prefix="corom-bench-") as work:
         place = Path(work)

@@ -155,11 +155,14 @@ async def recovery(subject: Subject, p50_s: float) -> tuple[list[Reply], float |
 def seconds_to_return(ended: Sequence[tuple[float, float]], limit_s: float) -> float | None:
     """Return when the first ``PROBES`` requests in a row began whose median is within the limit.
 
+    The first of them is within it, too: it may have waited for all that was there before.
+
     ``ended``: for each request when it ended and how long it took. None if there are none yet.
     """
     for at in range(len(ended) - PROBES + 1):
         some = ended[at : at + PROBES]
-        if float(np.median([took for _, took in some])) <= limit_s:
+        first = some[0][1]
+        if max(first, float(np.median([took for _, took in some]))) <= limit_s:
             return max(0.0, some[0][0] - some[0][1])
     return None
 

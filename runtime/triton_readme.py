@@ -32,14 +32,14 @@ Licence of the weights: {manifest.source.license or "not stated by the source; a
 ## Start it
 
 Triton's Python needs corom {version} (Python 3.11 or newer: images from 24.11 on). No torch. NumPy
-below 2, because Triton's Python backend before 24.12 reads no arrays of NumPy 2. In a folder with
-corom's wheel and no other (`python -m build --wheel` makes it, in a checkout of corom):
+below 2 for older images, whose Python backend (before 24.12) reads no arrays of NumPy 2. In a
+folder with corom's wheel and no other (`python -m build --wheel` makes it, in a checkout of corom):
 
 ```sh
-docker build -t {name}-triton -f - . <<'DOCKERFILE'
+docker build -t {name.lower()}-triton -f - . <<'DOCKERFILE'
 FROM {IMAGE}
 COPY {wheel} /tmp/
-RUN pip install --break-system-packages "$(ls /tmp/{wheel}){extra}" 'numpy<2'
+RUN pip install --break-system-packages "$(ls /tmp/{wheel}){extra}" 'numpy<2'{_gpu_runtime(serving)}
 DOCKERFILE
 ```
 
@@ -47,7 +47,7 @@ Then in this folder:
 
 ```sh
 docker run --rm {gpus}--shm-size=1g -p 8000:8000 -p 8001:8001 -p 8002:8002 \\
-    -v "$PWD":/models:ro {name}-triton tritonserver --model-repository=/models
+    -v "$PWD":/models:ro {name.lower()}-triton tritonserver --model-repository=/models
 ```
 
 {_image_line(serving)}It is ready (`/v2/health/ready`) once the models have executed their warm-up.
@@ -100,7 +100,21 @@ def _extra(serving: Serving) -> str:
     return "[gpu]" if device == "cuda" else ""
 
 
+def _gpu_runtime(serving: Serving) -> str:
+    if _extra(serving) != "[gpu]":
+        return ""
+    return """ \\
+    && pip uninstall --break-system-packages -y onnxruntime onnxruntime-gpu \\
+    && pip install --break-system-packages 'onnxruntime-gpu[cuda,cudnn]' 'numpy<2'
+# The CPU's ONNX Runtime, which corom brings, and the GPU's share a folder: the last one stays."""
+
+
 def _image_line(serving: Serving) -> str:
+    if serving.asked.encoder == "python" and serving.asked.backend == "tensorrt":
+        return (
+            "An engine opens only with the TensorRT it was built by: add `'tensorrt==VERSION'` to "
+            "the pip line (`corom inspect BUNDLE` lists engines).\n"
+        )
     if serving.engine is None:
         return ""
     sidecar = serving.engine.sidecar

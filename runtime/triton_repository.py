@@ -65,6 +65,8 @@ def write_repository(
         for name, config in configs(serving).items():
             (staging / name / "1").mkdir(parents=True)
             (staging / name / "config.pbtxt").write_text(config, "utf-8")
+        # Git and object stores keep no empty folder, and Triton takes no model without a version.
+        (staging / serving.name / "1" / ".keep").touch()
         for name, files in warmup_files(serving).items():
             (staging / name / "warmup").mkdir()
             for file, content in files.items():

@@ -366,11 +366,18 @@ def test_latency_has_returned_at_the_first_ten_requests_that_are_quick(
     ends = np.cumsum(durations).tolist()
     found = seconds_to_return(list(zip(ends, durations, strict=True)), limit)
     medians = [np.median(durations[k : k + PROBES]) for k in range(len(durations) - PROBES + 1)]
-    quick = [k for k, median in enumerate(medians) if median <= limit]
+    quick = [k for k, median in enumerate(medians) if max(durations[k], median) <= limit]
     if not quick:
         assert found is None
     else:
         assert found == pytest.approx(ends[quick[0]] - durations[quick[0]], abs=1e-9)
+
+
+def test_what_waited_for_a_burst_is_not_where_latency_has_returned() -> None:
+    durations = [2.0, *[0.01] * 20]
+    ends = np.cumsum(durations).tolist()
+    found = seconds_to_return(list(zip(ends, durations, strict=True)), 0.02)
+    assert found == pytest.approx(2.0)
 
 
 def test_memory_that_grows_is_seen() -> None:

@@ -24,6 +24,7 @@ from corom.runtime.sidecar import Profile, Sidecar, sidecar_path
 from corom.runtime.text_proto import text_proto
 from corom.runtime.triton_config import configs
 from corom.runtime.triton_options import TritonOptions, check_triton
+from corom.runtime.triton_readme import repository_readme
 from corom.runtime.triton_repository import write_repository
 from corom.runtime.triton_shapes import rows_held, widths_for
 from corom.runtime.triton_steps import EncoderStep, Ids, TokenizerStep
@@ -481,6 +482,29 @@ def test_the_record_names_every_file_with_its_hash(tiny_bundle: Path, tmp_path: 
     assert set(record["files"]) == there - {"corom-triton.json"}
     for name, digest in record["files"].items():
         assert sha256_of(place / name) == digest
+    # Git and object stores keep files alone.
+    assert {f"{name.split('/')[0]}/1" for name in there if "/" in name} <= {
+        str(Path(name).parent) for name in there
+    }
+
+
+@pytest.mark.parametrize("backend", ["auto", "onnxruntime", "openvino"])
+def test_the_dockerfile_is_one_that_docker_takes_and_leaves_one_onnx_runtime(
+    tiny_bundle: Path, backend: str
+) -> None:
+    device = "cpu" if backend == "openvino" else "cuda"
+    asked = options(name="CoROM", backend=backend, device=device)
+    text = repository_readme(check_triton(tiny_bundle, load_manifest(tiny_bundle), asked), "1.2")
+    lines = text.split("DOCKERFILE\n")[0].split("<<'DOCKERFILE'\n")[1] + "\n"
+    assert "docker build -t corom-triton -f" in text
+    assert ":/models:ro corom-triton tritonserver" in text
+    run = lines[lines.index("RUN") :]
+    assert ("pip uninstall" in run) == (device == "cuda")
+    if device == "cuda":  # each line but the last goes on
+        first, second, third, *_ = run.splitlines()
+        assert first.endswith("\\")
+        assert second.endswith("-y onnxruntime onnxruntime-gpu \\")
+        assert "'onnxruntime-gpu[cuda,cudnn]'" in third
 
 
 # --- The command line
