@@ -22,7 +22,7 @@ from corom.runtime.windows import WINDOW_TEXTS
 
 from .cli_options import rounds_option
 from .figures import ratio_spread, spread, text_table
-from .report import output_option, show
+from .report import output_option, say_if_equal, show
 from .texts import made_texts, read_texts
 
 QUERIES, HITS = 1000, 10
@@ -101,12 +101,7 @@ def corpus(
     """
     found = made_texts("passages", min(rows, 20_000)) if file is None else read_texts(file)
     texts = list(islice(cycle(found), rows))
-    if len(set(texts)) < min(rows, WINDOW_TEXTS):
-        click.echo(
-            f"{len(set(texts))} texts are distinct; equal ones among {WINDOW_TEXTS} are computed "
-            "once, so this is faster than as many different ones would be",
-            err=True,
-        )
+    say_if_equal("first window", texts[:WINDOW_TEXTS])
     engines = ["local", "ray"] if engine == "ray" else ["local"]
     with tempfile.TemporaryDirectory(prefix="corom-bench-") as work:
         place = Path(work)

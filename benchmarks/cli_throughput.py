@@ -11,7 +11,7 @@ from corom.runtime.cli_options import bundle_argument, encoder_options, json_opt
 
 from .cli_options import rounds_option
 from .figures import Spread, spread, text_table
-from .report import output_option, say_if_cut, say_what_executes, show
+from .report import output_option, say_if_cut, say_if_equal, say_what_executes, show
 from .texts import MIXES, Mix, made_texts, read_texts
 
 
@@ -57,12 +57,7 @@ def throughput(
     with Encoder(bundle, **options) as encoder:
         say_what_executes(encoder)
         for name, texts in sets.items():
-            if (distinct := len(set(texts))) < len(texts):
-                click.echo(
-                    f"{name}: {distinct} of {len(texts)} texts are distinct; equal ones are "
-                    "computed once, so this is faster than as many different ones would be",
-                    err=True,
-                )
+            say_if_equal(name, texts)
         tokens = {name: sum(map(len, encoder.token_ids(texts))) for name, texts in sets.items()}
         rates = measured(encoder, sets, rounds)
         say_if_cut(encoder)

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,16 @@ output_option = click.option(
 def stamped(report: dict[str, Any]) -> dict[str, Any]:
     """Return the report with when, on what, and by which commit it was measured."""
     return {**report, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "machine": describe_machine()}
+
+
+def say_if_equal(name: str, texts: Sequence[str]) -> None:
+    """Tell that some of the texts of a window are equal: `Encoder` computes them once."""
+    if (distinct := len(set(texts))) < len(texts):
+        click.echo(
+            f"{name}: {distinct} of {len(texts)} texts are distinct; equal ones are computed once, "
+            "so this is faster than as many different ones would be",
+            err=True,
+        )
 
 
 def save(report: dict[str, Any], path: Path) -> None:

@@ -7,8 +7,9 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
+from corom.runtime.availability import why_not_openvino
 from corom.runtime.backend import EXECUTES
-from corom.runtime.backend_openvino import open_core, openvino_executes, require_precision
+from corom.runtime.backend_openvino import open_core, require_precision
 from corom.runtime.errors import ParityError
 from corom.runtime.golden import Golden
 from corom.runtime.graph_interface import FUSED_GRAPH
@@ -50,7 +51,7 @@ class Ladder(NamedTuple):
 def proving_backends(staging: Path, precision: Precision) -> list[str]:
     """Return the CPU backends that execute a precision of a bundle here."""
     proving = ["onnxruntime"]
-    if openvino_executes(precision):
+    if why_not_openvino(precision) is None:
         proving.append("openvino")
     if (staging / INDEX_NAME).exists() and precision in PRECISIONS and native_executes(precision):
         proving.append("native")

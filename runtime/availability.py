@@ -30,7 +30,7 @@ def why_not(
     if device == "cpu":
         if backend == "native":
             return _message(lambda: _require_native(manifest, precision))
-        return _why_not_openvino(precision) if backend == "openvino" else None
+        return why_not_openvino(precision) if backend == "openvino" else None
     machine = this_machine()
     missing = list(machine.missing)
     if not _installed("cuda.bindings"):
@@ -85,7 +85,8 @@ def why_not_auto(
     return why_not(bundle, manifest, precision, engine_cache, backend, device)
 
 
-def _why_not_openvino(precision: str) -> str | None:
+def why_not_openvino(precision: str) -> str | None:
+    """Return why OpenVINO cannot execute a precision here; None: it can."""
     if not _installed("openvino"):
         return "the package openvino is not installed"
     from .backend_openvino import open_core, require_precision

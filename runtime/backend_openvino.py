@@ -8,7 +8,6 @@ import logging
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -136,17 +135,6 @@ def require_precision(core: Any, precision: str) -> None:  # noqa: ANN401
             f"this CPU ({core.get_property('CPU', 'FULL_DEVICE_NAME')}) has no bf16: OpenVINO "
             f"finds {', '.join(found)}. Take fp32 or int8."
         )
-
-
-def openvino_executes(precision: str) -> bool:
-    """Say whether OpenVINO is installed and ``require_precision`` has nothing against it."""
-    if find_spec("openvino") is None:
-        return False
-    try:
-        require_precision(open_core(), precision)
-    except UnavailableError:
-        return False
-    return True
 
 
 def execute_once(

@@ -161,10 +161,7 @@ class NativeEncoder:
     """
 
     def __init__(self, weights: NativeWeights, precision: Precision, pooling: Pooling) -> None:
-        build = require_native(precision)
-        self.library = _library(build)
-        # The others have neither, whatever the CPU says: a virtual one may hide some of its flags.
-        narrow = build == "avx512" and precision != "fp32"
+        self.library = _library(require_native(precision))
         sizes, arrays = weights.sizes, weights.arrays
         words, positions = arrays["embeddings.words.weight"], arrays["embeddings.positions"]
         self._tables = (words, positions)  # used where they are
@@ -176,8 +173,11 @@ class NativeEncoder:
             inner_width=sizes.inner,
             mean_pooled=pooling == "mean",
             # Faster, and hardly farther off: the products around it are rounded as much or more.
-            attends_in_bf16=narrow and "avx512_bf16" in cpu_flags(),
-            uses_amx=narrow and cpu_flags() >= AMX and self.library.corom_ask_for_amx(),
+            # The build for AVX2 has neither bf16 nor AMX, and does without whatever the CPU says.
+            attends_in_bf16=precision != "fp32" and "avx512_bf16" in cpu_flags(),
+            uses_amx=precision != "fp32"
+            and cpu_flags() >= AMX
+            and self.library.corom_ask_for_amx(),
             epsilon=weights.epsilon,
             activation=_Activation(*(_address(weights.activation[d]) for d in (COARSE, FINE))),
             words=_address(words),
