@@ -25,7 +25,7 @@ from .load import (
     open_loop,
     open_loop_submitted,
 )
-from .report import output_option, say_if_cut, say_what_executes, show
+from .report import output_option, say_if_cut, say_if_equal, say_what_executes, show
 from .texts import Mix, made_texts, read_texts
 
 TEXTS = 2000
@@ -41,7 +41,7 @@ AGAIN = 5
 @click.option(
     "--rate",
     "rates",
-    type=Number(0, min_open=True),
+    type=Number(0, 1_000_000, min_open=True),
     multiple=True,
     help="Calls a second; repeatable.",
 )
@@ -92,6 +92,8 @@ def latency(
         say_what_executes(encoder)
         unseen = first_calls(encoder, texts)
         calls = calls_of(texts, batch)
+        if batch > 1:
+            say_if_equal("a call", max(calls, key=lambda call: len(call) - len(set(call))))
         for call in calls[:WARM_CALLS]:
             encoder.encode(call)
         loads["closed loop"] = described(closed_loop(encoder.encode, calls, seconds), batch)
@@ -117,7 +119,7 @@ def calls_of(texts: list[str], batch: int) -> list[Any]:
     """Return what each call passes: a text, or a list of ``batch`` texts."""
     if batch == 1:
         return list(texts)
-    endless = [*texts, *texts[: -len(texts) % batch]]
+    endless = texts * (1 + -(-batch // len(texts)))
     return [endless[at : at + batch] for at in range(0, len(texts), batch)]
 
 

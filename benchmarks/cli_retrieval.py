@@ -13,7 +13,7 @@ from corom.runtime.cli_options import (
     json_option,
     text_column_option,
 )
-from corom.runtime.errors import InputError, missing_extra
+from corom.runtime.errors import InputError, ParityError, UnavailableError, missing_extra
 from corom.runtime.manifest import Manifest, load_manifest
 from corom.runtime.row import Columns
 from corom.runtime.vectors import Vectors
@@ -24,6 +24,7 @@ from .figures import text_table
 from .ranking import MEASURES
 from .report import output_option, show
 from .retrieval import (
+    Collection,
     Row,
     bm25_row,
     compared,
@@ -91,11 +92,7 @@ def retrieval(
     manifest = load_manifest(bundle)
     collection = read_collection(corpus, queries, qrels, Columns(text_column, id_column))
     options = {"max_length": max_length, "threads": threads}
-    rows, cut = [], 0
-    for rung in rungs(bundle):
-        click.echo(rung.name, err=True)
-        row, cut = rung_row(bundle, rung, collection, options)
-        rows.append(row)
+    rows, cut, left_out = _of_rungs(bundle, collection, options)
     expected = None
     if reference is not None:
         click.echo("torch", err=True)
@@ -115,6 +112,7 @@ def retrieval(
         "queries": len(collection.queries),
         "queries_without_answer": collection.unjudged,
         "texts_cut": cut,
+        "left_out": left_out,
         "rows": compared(rows, expected),
         "model_card": CARD if len(collection.corpus) == MULTI_CPR_MEDICAL else [],
     }
@@ -124,6 +122,30 @@ def retrieval(
     if output is not None:
         written = write_charts(report, output)
         click.echo(f"written: {', '.join(map(str, written))}", err=True)
+    if left_out:
+        raise ParityError(f"left out, for the reasons above: {', '.join(left_out)}.")
+
+
+def _of_rungs(
+    bundle: Path, collection: Collection, options: dict[str, Any]
+) -> tuple[list[Row], int, list[str]]:
+    """Return the rows of the rungs that run here, how many texts were cut, and what was left out.
+
+    Raises ``UnavailableError`` if nothing runs.
+    """
+    rows: list[Row] = []
+    cut, left_out = 0, []
+    for rung in rungs(bundle):
+        click.echo(rung.name, err=True)
+        try:
+            row, cut = rung_row(bundle, rung, collection, options)
+            rows.append(row)
+        except (ParityError, UnavailableError) as error:
+            click.echo(f"left out: {rung.name}: {error}", err=True)
+            left_out.append(rung.name)
+    if not rows:
+        raise UnavailableError("nothing executes this bundle here. See why: corom inspect")
+    return rows, cut, left_out
 
 
 def _by_torch(source: str, manifest: Manifest, max_length: int) -> Any:  # noqa: ANN401

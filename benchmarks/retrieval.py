@@ -8,7 +8,7 @@ from corom.runtime import Encoder
 from corom.runtime.corpus import Corpus
 from corom.runtime.errors import InputError
 from corom.runtime.manifest import Manifest
-from corom.runtime.options import passage_prompt
+from corom.runtime.options import check_options, with_document_prompt, with_prompt
 from corom.runtime.qrels import Qrels, read_qrels, refuse_unknown
 from corom.runtime.row import Columns
 from corom.runtime.vector_index import top_k
@@ -70,8 +70,10 @@ def reference_row(
 ) -> Row:
     """Return the measures of the torch reference; prompts as `Encoder` puts them."""
     prompts = manifest.prompts
-    before_query = prompts.get("query", "")
-    before_passage = prompts.get(passage_prompt(prompts), "")
+    query = with_prompt("query", prompts, {}).get("prompt_name")
+    passage = with_document_prompt(prompts, {}).get("prompt_name")
+    before_query = check_options(manifest, prompt_name=query).prefix
+    before_passage = check_options(manifest, prompt_name=passage).prefix
     queries = vectors_of([before_query + text for text in collection.queries.values()])
     passages = vectors_of([before_passage + text for text in collection.corpus.values()])
     if manifest.normalize:

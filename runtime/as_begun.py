@@ -5,7 +5,7 @@ from typing import Any
 
 from .manifest import load_manifest, manifest_sha256
 from .shard_manifest import Job
-from .tuning import find_winner
+from .tuning import find_winner, leaves_open
 
 LEFT_TO_AUTO = ("backend", "device", "precision")
 
@@ -31,8 +31,7 @@ def as_begun(
 
 def _by_winner(bundle: Path, asked: dict[str, Any], begun: Job) -> bool:
     """Return whether "auto" takes what was tuned here, and that is what the folder has."""
-    left_open = all(asked[name] == "auto" for name in ("backend", "precision"))
-    if not left_open or asked["tuned"] == "off" or begun.device != "cpu":
+    if not leaves_open(asked) or begun.device != "cpu":
         return False
     winner = find_winner(bundle, load_manifest(bundle), asked["tuned"])
     return winner is not None and (winner.backend, winner.precision) == (

@@ -11,7 +11,7 @@ from .cpus import available_cpus
 from .engine_cache import EngineCache
 from .manifest import Manifest, Variant
 from .options import positive
-from .tuning import Goal, Winner, check_tuned, find_winner
+from .tuning import Goal, Winner, check_tuned, find_winner, leaves_open
 
 logger = logging.getLogger("corom")
 
@@ -60,10 +60,12 @@ def choose(folder: Path, manifest: Manifest, asked: Asked) -> Choice:
     name, device = choose_backend(backend, device, cannot, precision)
     check_tuned(tuned)
     adaptive = adaptive and workers is None and device == "cpu"
-    left_open = backend == precision == "auto" and threads is None and workers is None
     winner = None
-    if left_open and device == "cpu" and tuned != "off":
-        winner = find_winner(folder, manifest, tuned)
+    if tuned != "off" and leaves_open(asked._asdict()):
+        if device == "cpu":
+            winner = find_winner(folder, manifest, tuned)
+        elif tuned == "latency":  # nobody asks for it who has not tuned
+            logger.warning("what was tuned is of CPUs, and this is %s. Take device 'cpu'.", device)
     if winner is not None:
         unproven = why_not_auto(
             folder, manifest, winner.precision, engine_cache, winner.backend, device
@@ -74,8 +76,8 @@ def choose(folder: Path, manifest: Manifest, asked: Asked) -> Choice:
     if winner is not None:
         name, precision = winner.backend, winner.precision
         threads, workers = winner.threads, winner.workers
-        if adaptive:
-            threads, workers = threads * workers, None
+        if adaptive:  # it has all CPUs for one text, and one for each of many
+            threads, workers = winner.cpus, None
     variant = choose_variant(manifest, precision, name, device)
     if workers is not None:
         positive("workers", workers)

@@ -70,7 +70,7 @@ def to_folder(
         encoder_options, budget = as_begun(bundle, encoder_options, begun, local=local)
     with _opened(bundle, encoder_options, budget, chosen, options) as embedder:
         described = embedder.described
-        click.echo(f"{manifest.name}: {described.choice}", err=True)
+        click.echo(f"{manifest.name}: {embedder.choice}", err=True)
         normalize = options["normalize_embeddings"]
         job = job_of(
             described,

@@ -1,7 +1,10 @@
 """Which CPUs this process may use, and what they are: affinity and quota, not the host's count."""
 
+import hashlib
 import os
 import platform
+import re
+from itertools import takewhile
 from pathlib import Path
 
 
@@ -13,14 +16,32 @@ def available_cpus() -> int:
     return cpus if quota is None else max(1, min(cpus, int(quota)))
 
 
-def cpu_model() -> str:
+def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """Return what the processor calls itself, as far as the system tells."""
-    models = [
-        line.partition(":")[2].strip()
-        for line in _lines(Path("/proc/cpuinfo"))
-        if line.startswith("model name")
-    ]
-    return models[0] if models else platform.processor() or platform.machine()
+    return _told(cpuinfo).get("model name") or platform.processor() or platform.machine()
+
+
+IDENTITY = (
+    "cpu family",
+    "model",
+    "stepping",
+    "CPU implementer",
+    "CPU architecture",
+    "CPU variant",
+    "CPU part",
+)
+SPEEDS = re.compile("avx|fma|amx|sve|sme|i8mm|bf16|asimddp")
+"""Instructions that products are made by."""
+
+
+def cpu_kind(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Return what the speed of a processor depends on: clouds give many kinds one name."""
+    told = _told(cpuinfo)
+    numbers = ".".join(told[name] for name in IDENTITY if name in told)
+    flags = (told.get("flags") or told.get("Features", "")).split()
+    fast = " ".join(sorted(flag for flag in flags if SPEEDS.search(flag)))
+    sets = hashlib.sha256(fast.encode()).hexdigest()[:8]
+    return f"{cpu_model(cpuinfo)} {numbers}, instructions {sets}"
 
 
 VNNI = {"avx512_vnni", "avx_vnni"}
@@ -42,8 +63,7 @@ def int8_saturates(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
     """Return what an x86 processor says it can do; empty where it cannot be told."""
-    flags = (set(line.split()) for line in _lines(cpuinfo) if line.startswith("flags"))
-    return next(flags, set())
+    return set(_told(cpuinfo).get("flags", "").split())
 
 
 SATURATION = (
@@ -78,6 +98,12 @@ def cgroup_quota(
                 quotas += [_ratio(quota, period) for quota, period in pair]
     limits = [quota for quota in quotas if quota is not None]
     return min(limits, default=None)
+
+
+def _told(cpuinfo: Path) -> dict[str, str]:
+    """Return what the system says of the first processor."""
+    pairs = (line.partition(":") for line in takewhile(bool, _lines(cpuinfo)))
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def _ratio(quota: str, period: str) -> float | None:

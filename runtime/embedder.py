@@ -42,6 +42,8 @@ class Embedder(Protocol):
     """Turns the portions of a job into vectors."""
 
     described: Described
+    choice: str
+    """What executes, in words; says what "auto" chose."""
 
     def embed(self, source: JobSource, advance: Advance) -> Iterator[Embedded]:
         """Yield every portion, in order, with its vectors if it has no shard yet.
@@ -58,6 +60,7 @@ class LocalEmbedder:
     def __init__(self, encoder: Encoder, options: EncodeOptions) -> None:
         self._encoder, self._options = encoder, options
         self.described = describe(encoder, options)
+        self.choice = encoder.choice
 
     def embed(self, source: JobSource, advance: Advance) -> Iterator[Embedded]:
         """Yield every portion, in order, with its vectors; no portion is read ahead."""

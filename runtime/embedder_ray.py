@@ -38,6 +38,7 @@ class RayEmbedder:
         self._team, self._remote, self._say = team, remote, say
         self._stream: Generator[Embedded, None, None] | None = None
         self.described = self._opened()
+        self.choice = self.described.choice
 
     def embed(self, source: JobSource, advance: Advance) -> Iterator[Embedded]:
         """Yield every portion, in order, with its vectors; Ray Data reads some ahead."""
@@ -174,6 +175,7 @@ def ray_embedder(
         if (winner := tuned_winner(late, machines)) is not None:
             asked |= {"backend": winner.backend, "precision": winner.precision}
             budget = budget or min(winner.batch_tokens, asked.get("max_batch_tokens", 16384))
+            say(f"as tuned on this machine: {winner.precision} by {winner.backend}.")
         team = plan_team(
             machines,
             num_workers,

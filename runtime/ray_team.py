@@ -7,7 +7,7 @@ from typing import NamedTuple
 from .errors import InputError, UnavailableError
 from .late_encoder import LateEncoder
 from .manifest import load_manifest
-from .tuning import Winner, find_winner
+from .tuning import Winner, find_winner, leaves_open
 
 
 class Machine(NamedTuple):
@@ -74,10 +74,8 @@ def plan_team(
 def tuned_winner(late: LateEncoder, machines: Sequence[Machine]) -> Winner | None:
     """Return what was tuned on this machine, where the user left open what executes."""
     asked = dict(late.options)
-    named = any(asked.get(name, "auto") != "auto" for name in ("backend", "precision"))
-    counted = asked.get("threads") is not None or asked.get("workers") is not None
-    goal = asked.get("tuned", "throughput")
     with_gpus = asked.get("device", "auto") != "cpu" and any(m.gpus for m in machines)
-    if named or counted or goal == "off" or with_gpus:
+    if with_gpus or not leaves_open(asked):
         return None
+    goal = asked.get("tuned", "throughput")
     return find_winner(Path(late.bundle), load_manifest(Path(late.bundle)), goal)

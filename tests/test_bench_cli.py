@@ -7,8 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from corom.benchmarks.cli import BENCHMARKS
+from corom.benchmarks.cli_latency import calls_of
 from corom.benchmarks.texts import LOG_NORMAL, made_texts, read_texts, shipped_texts
 from corom.runtime.errors import InputError
 
@@ -176,3 +179,10 @@ def test_retrieval_refuses_what_does_not_belong_together(
     (tmp_path / "qrels.tsv").write_text("q0\t0\tp0\t0\n", "utf-8")
     done = corom_here("bench", "retrieval", tiny_bundle, *collection)
     assert (done.returncode, "has no relevant passage" in done.stderr) == (2, True)
+
+
+@given(st.integers(1, 9), st.integers(2, 20))
+def test_every_call_has_as_many_texts_as_are_asked_for(count: int, batch: int) -> None:
+    calls = calls_of([f"{k}" for k in range(count)], batch)
+    assert {len(call) for call in calls} == {batch}
+    assert {text for call in calls for text in call} == {f"{k}" for k in range(count)}

@@ -3,13 +3,21 @@
 import json
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
 
 from corom.benchmarks import cli_retrieval
+from corom.benchmarks.contestants import Contestant
+from corom.benchmarks.retrieval import Collection, reference_row
 from corom.benchmarks.retrieval_chart import page_of
+from corom.runtime import load_manifest
+from corom.runtime.errors import ParityError
 
 Corom = Callable[..., subprocess.CompletedProcess[str]]
 QUERIES = 12
@@ -86,6 +94,48 @@ def test_the_cards_figures_stand_beside_its_own_collection_only(
     whole = report | {"model_card": list(cli_retrieval.CARD)}
     assert "<td>model card: CoROM-tiny</td><td>0.2278</td>" in page_of(whole)
     assert "| model card: BM25 | 0.1869 |" in cli_retrieval._table(whole)
+
+
+def test_the_default_prompt_stands_before_torchs_passages_too(tiny_mean_bundle: Path) -> None:
+    manifest = load_manifest(tiny_mean_bundle)
+    prompts = {"query": "查询："}
+    manifest = msgspec.structs.replace(
+        manifest, prompts=prompts, default_prompt_name="query", similarity="dot"
+    )
+    asked: list[list[str]] = []
+
+    def vectors_of(texts: list[str]) -> np.ndarray:
+        asked.append(texts)
+        return np.eye(len(texts), 4, dtype=np.float32)
+
+    collection = Collection({"p": "一"}, {"q": "二"}, {"q": {"p": 1}})
+    reference_row(manifest, vectors_of, collection)
+    assert asked == [["查询：二"], ["查询：一"]]
+
+
+def test_what_fails_its_proof_is_left_out_and_the_others_are_measured(
+    corom_here: Corom, tiny_bundle: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = Contestant("good", "fp32", "corom", None, "bundle", {"backend": "onnxruntime"})
+    lost = Contestant("lost", "int8", "corom", None, "bundle", {"precision": "int8"})
+    monkeypatch.setattr(cli_retrieval, "rungs", lambda _: [lost, good])
+    monkeypatch.setattr(cli_retrieval, "rung_row", partial(fail_if_int8, cli_retrieval.rung_row))
+    out = place / "found.json"
+    words = ["bench", "retrieval", tiny_bundle, *options(place), "--no-bm25", "-o", out]
+    done = corom_here(*words)
+    assert done.returncode == 1
+    assert "left out: lost: too far" in done.stderr
+    report = json.loads(out.read_bytes())
+    assert [row["name"] for row in report["rows"]] == ["good"]
+    assert report["left_out"] == ["lost"]
+    monkeypatch.setattr(cli_retrieval, "rungs", lambda _: [lost])
+    assert corom_here(*words).returncode == 3
+
+
+def fail_if_int8(measure: Callable[..., Any], bundle: Path, rung: Contestant, *rest: Any) -> Any:
+    if rung.precision == "int8":
+        raise ParityError("too far")
+    return measure(bundle, rung, *rest)
 
 
 @pytest.mark.parametrize(

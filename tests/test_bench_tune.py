@@ -1,9 +1,15 @@
 """`corom tune`: what is kept, who uses it, what is ignored and said; the front by definition."""
 
+import json
 import logging
+import os
 import signal
 import subprocess
+import time
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +20,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corom.benchmarks.contestants import Contestant, rungs
+from corom.benchmarks.figures import spread
 from corom.benchmarks.tuning import (
+    BATCHES_A_WORKER,
     BUDGETS,
+    FINALISTS,
+    WARM_TEXTS,
+    Final,
     Measured,
     Way,
+    alone_ms,
     budgets,
+    enough,
+    fastest_alone,
     finalists,
     measure,
     pareto_front,
     texts_for,
     ways,
 )
-from corom.runtime import Encoder, load_manifest
-from corom.runtime.errors import InputError
+from corom.runtime import Encoder, choice, load_manifest
+from corom.runtime.cache import cache_root
+from corom.runtime.choice import Asked, choose
+from corom.runtime.errors import InputError, UnavailableError
 from corom.runtime.golden import GOLDEN_NAME, Golden, load_golden, save_golden
 from corom.runtime.manifest import manifest_sha256, save_manifest
 from corom.runtime.tuning import (
@@ -51,7 +67,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def winner(**changes: Any) -> Winner:
     fields: dict[str, Any] = {
         "backend": "onnxruntime", "precision": "fp32", "threads": 1, "workers": 1,
-        "batch_tokens": 4096, "cosine_min": 1.0, "p50_ms": 1.0, "texts_per_second": 1000.0,
+        "cpus": 2, "batch_tokens": 4096, "cosine_min": 1.0, "p50_ms": 1.0,
+        "texts_per_second": 1000.0,
     }  # fmt: skip
     return Winner(**fields | changes)
 
@@ -163,6 +180,82 @@ def test_a_newer_cache_is_not_used(tiny_bundle: Path) -> None:
     assert find_winner(tiny_bundle, manifest, "latency") is None
 
 
+def test_what_another_version_keeps_stays_there(
+    tiny_bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    manifest = load_manifest(tiny_bundle)
+    newer = tuning(tiny_bundle, version=TUNING_VERSION + 1)
+    save_tuning(manifest, newer)
+    content = msgspec.json.decode(tuning_file(manifest).read_bytes())
+    content[0]["a field"] = "of that version"
+    tuning_file(manifest).write_bytes(msgspec.json.encode(content))
+    assert find_winner(tiny_bundle, manifest, "latency") is None
+    assert "is of another version of corom: ignored" in caplog.text
+    save_tuning(manifest, tuning(tiny_bundle))
+    assert find_winner(tiny_bundle, manifest, "latency") == winner()
+    assert msgspec.json.decode(tuning_file(manifest).read_bytes())[0] == content[0]
+
+
+def test_of_many_who_save_at_once_none_is_lost(tiny_bundle: Path) -> None:
+    manifest = load_manifest(tiny_bundle)
+    kept = [tuning(tiny_bundle, machine=f"machine {k}") for k in range(16)]
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(partial(save_tuning, manifest), kept))
+    found = msgspec.json.decode(tuning_file(manifest).read_bytes(), type=list[Tuning])
+    assert {one.machine for one in found} == {one.machine for one in kept}
+
+
+@pytest.mark.parametrize("name", ["../../victim", "/victim", "a\0b", ""])
+def test_a_manifest_cannot_lead_out_of_the_cache(tiny_bundle: Path, cache: Path, name: str) -> None:
+    manifest = load_manifest(tiny_bundle)
+    source = msgspec.structs.replace(manifest.source, weights_sha256=name)
+    file = tuning_file(msgspec.structs.replace(manifest, source=source))
+    assert file.parent == cache / "tuning"
+    assert not file.exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything; run as a user")
+def test_a_cache_that_may_not_be_read_is_said(
+    tiny_bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    manifest = load_manifest(tiny_bundle)
+    save_tuning(manifest, tuning(tiny_bundle)).chmod(0)
+    assert find_winner(tiny_bundle, manifest, "throughput") is None
+    assert "cannot be read and is ignored" in caplog.text
+
+
+def test_without_a_home_nothing_was_tuned(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("COROM_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    with Encoder(tiny_bundle) as encoder:
+        assert encoder.encode("头痛").shape == (encoder.dimension,)
+    with pytest.raises(UnavailableError, match="COROM_CACHE=FOLDER"):
+        cache_root()
+
+
+def test_who_adapts_has_all_cpus_whatever_won(tiny_bundle: Path) -> None:
+    save_tuning(load_manifest(tiny_bundle), tuning(tiny_bundle, latency=winner(cpus=2)))
+    with Encoder(tiny_bundle, tuned="latency", adaptive=True) as encoder:
+        assert (encoder.workers, encoder.adaptive) == (2, True)
+
+
+def test_what_was_tuned_is_not_of_gpus(
+    tiny_bundle: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = load_manifest(tiny_bundle)
+    save_tuning(manifest, tuning(tiny_bundle))
+    monkeypatch.setattr(choice, "choose_backend", lambda *_: ("onnxruntime", "cuda"))
+    asked = Asked("auto", "auto", "auto", None, None, "off", "latency", adaptive=False)
+    assert choose(tiny_bundle, manifest, asked).winner is None
+    assert "what was tuned is of CPUs" in caplog.text
+
+
 def test_machines_and_bundles_keep_their_own(tiny_bundle: Path) -> None:
     manifest = load_manifest(tiny_bundle)
     save_tuning(manifest, tuning(tiny_bundle, machine="another"))
@@ -214,6 +307,7 @@ measurements = st.lists(
     ),
     min_size=1,
     max_size=12,
+    unique_by=lambda one: one[:2],
 )  # fmt: skip
 
 
@@ -242,8 +336,53 @@ def test_the_fastest_of_each_kind_are_finalists(found: list[Measured]) -> None:
     chosen = finalists(found)
     assert max(one.texts_per_second for one in found) in {one.texts_per_second for one in chosen}
     quickest = min(one.p50_ms for one in found)
-    assert any(one.way in {c.way for c in chosen} for one in found if one.p50_ms == quickest)
-    assert len({one.way for one in chosen}) == len(chosen) <= 6
+    alone = {one.way.alone for one in chosen}
+    assert any(one.way.alone in alone for one in found if one.p50_ms == quickest)
+    assert len(set(chosen)) == len(chosen)
+    assert len({one.way for one in chosen}) <= 2 * FINALISTS
+
+
+@given(measurements)
+def test_one_text_is_won_by_time_and_then_by_rate(found: list[Measured]) -> None:
+    finals = [Final(one, spread([one.p50_ms]), spread([one.texts_per_second])) for one in found]
+    fastest = fastest_alone(finals)
+    alone = fastest.measured.way.alone
+    twins = [one for one in finals if one.measured.way.alone == alone]
+    assert min(one.p50_ms.median for one in twins) == min(one.p50_ms for one in found)
+    most = max(one.texts_per_second.median for one in twins)
+    assert fastest.texts_per_second.median == most
+
+
+@given(st.integers(1, 20), st.integers(1, 64), st.integers(1, 5000))
+def test_all_texts_at_once_give_each_worker_several_batches(
+    count: int, each: int, at_once: int
+) -> None:
+    texts = [f"text {k}" for k in range(count)]
+    found = enough(texts, count * each, at_once)
+    assert found[:count] == texts
+    assert len(set(found)) == len(found)  # equal ones would be computed once
+    assert len(found) * each >= BATCHES_A_WORKER * at_once
+    assert len(found) == count or (len(found) - count) * each < BATCHES_A_WORKER * at_once
+
+
+def test_every_way_is_timed_with_the_same_texts() -> None:
+    class Slow:
+        """Stands for an encoder, and notes what it is asked for."""
+
+        def __init__(self, seconds: float) -> None:
+            self.seconds, self.asked = seconds, list[str]()
+
+        def encode(self, text: str) -> None:
+            self.asked.append(text)
+            time.sleep(self.seconds)
+
+    texts = [f"text {k}" for k in range(6)]
+    for seconds in (0, 0.003):
+        slow: Any = Slow(seconds)
+        assert alone_ms(slow, texts, 0.004) >= 1000 * seconds
+        times = Counter(slow.asked[min(WARM_TEXTS, len(texts)) :])
+        assert set(times) == set(texts)
+        assert len(set(times.values())) == 1
 
 
 def test_a_way_below_the_parity_floor_is_not_timed(tiny_bundle: Path) -> None:
@@ -266,16 +405,21 @@ def test_more_cpus_are_tried_with_larger_batches_of_more_texts(
 
 
 @pytest.mark.parametrize(
-    ("rates", "tried"),
-    [([1, 2, 3, 4, 5, 6], 6), ([5, 6, 5.5, 5.3, 1, 9], 4), ([5, 4, 9, 9, 9, 9], 2)],
+    ("rates", "counted"),
+    [
+        ([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6]),
+        ([5, 6, 5.5, 5.3, 1, 2], [5, 6, 5.5, 5.3]),
+        ([5, 4, 3], [5, 4]),
+        ([5, 1, 6, 7, 1, 2], [5, 6, 7, 2]),  # a stall of the machine ends nothing
+    ],
 )
-def test_no_larger_budget_is_tried_once_the_rate_has_fallen(
-    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, rates: list[float], tried: int
+def test_no_larger_budget_is_tried_once_the_rate_has_fallen_twice(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, rates: list[float], counted: list[float]
 ) -> None:
     given = iter(rates)
     monkeypatch.setattr("corom.benchmarks.tuning.throughput", lambda *_: next(given))
     found = list(measure(tiny_bundle, Way("onnxruntime", "fp32", 1, 1), ["头痛"], 0.9, 0.001))
-    assert [one.texts_per_second for one in found] == rates[:tried]
+    assert [one.texts_per_second for one in found] == counted
 
 
 # --- The command
@@ -294,6 +438,53 @@ def test_tune_finds_keeps_and_auto_uses_it(
     assert f"kept for {load_manifest(tiny_bundle).name} on this machine" in done.stderr
     embedded = shell(f"COROM_CACHE={cache} corom embed {tiny_bundle} 头痛")
     assert "tuned for throughput" in embedded.stderr
+    folder = f"corom embed {tiny_bundle} -i {texts} -o {tmp_path / 'v'}"
+    assert "tuned for throughput" in shell(f"COROM_CACHE={cache} {folder}").stderr
+
+
+def test_what_was_found_is_kept_even_if_nobody_reads_it(
+    shell: Corom, tiny_bundle: Path, cache: Path
+) -> None:
+    tune = f"COROM_CACHE={cache} corom tune {tiny_bundle} --cpus 1 --seconds 0.001 --json"
+    done = shell(f"{tune} > /dev/full")
+    assert done.returncode == 3
+    (kept,) = msgspec.json.decode(
+        tuning_file(load_manifest(tiny_bundle)).read_bytes(), type=list[Tuning]
+    )
+    assert kept.latency.cpus == 1
+    report = json.loads(shell(tune).stdout)
+    assert report["tuning"]["bundle"] == kept.bundle
+    assert any(one["front"] for one in report["measured"])
+    assert all(one["p50_ms"]["low"] <= one["p50_ms"]["high"] for one in report["finals"])
+
+
+def test_a_bundle_that_is_replaced_meanwhile_keeps_no_winner(
+    start: Callable[..., subprocess.Popen[str]], altered: Path, cache: Path
+) -> None:
+    with start("tune", altered, "--cpus", "1", "--seconds", "0.01") as process:
+        assert process.stderr is not None
+        assert "ways to execute" in process.stderr.readline()
+        manifest = load_manifest(altered)
+        save_manifest(msgspec.structs.replace(manifest, name="another"), altered)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, "changed meanwhile. Tune again." in err) == (2, True), err
+    assert not list(cache.rglob("*.json"))
+
+
+@pytest.mark.parametrize("place", ["file", "read-only"])
+def test_a_cache_that_cannot_be_written_is_noticed_before_the_work(
+    shell: Corom, tiny_bundle: Path, tmp_path: Path, place: str
+) -> None:
+    there = tmp_path / place
+    if place == "file":
+        there.touch()
+    elif os.geteuid() == 0:
+        there = Path("/proc/corom")  # root may write everywhere else
+    else:
+        there.mkdir(mode=0o500)
+    done = shell(f"COROM_CACHE={there}/c corom tune {tiny_bundle}")
+    assert done.returncode == 3
+    assert "ways to execute" not in done.stderr
 
 
 def test_tune_refuses_when_nothing_reaches_the_floor(
@@ -305,7 +496,7 @@ def test_tune_refuses_when_nothing_reaches_the_floor(
     done = shell(f"COROM_CACHE={cache} corom tune {altered} --seconds 0.002")
     assert (done.returncode, done.stdout) == (1, "")
     assert "nothing here reaches a cosine of 0.999 to torch" in done.stderr
-    assert not (cache / "tuning").exists()
+    assert not list(cache.rglob("*.json"))
     assert shell(f"corom tune {altered} --min-cosine nan").returncode == 2
     assert shell(f"corom tune {altered} --min-cosine 1.5").returncode == 2
 
@@ -320,4 +511,4 @@ def test_tune_interrupted_keeps_nothing(
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Interrupted." in err
-    assert not cache.exists()
+    assert not list(cache.rglob("*.json"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from corom.runtime.cpus import available_cpus, cgroup_quota, int8_saturates
+from corom.runtime.cpus import available_cpus, cgroup_quota, cpu_kind, int8_saturates
 
 
 def group(tmp_path: Path, membership: str, files: dict[str, str]) -> float | None:
@@ -103,3 +103,36 @@ def test_affinity_is_respected() -> None:
 def test_processors_without_vnni_are_known(tmp_path: Path, content: str, saturates: bool) -> None:
     (tmp_path / "cpuinfo").write_text(content)
     assert int8_saturates(tmp_path / "cpuinfo") == saturates
+
+
+ZEN_3 = """processor : 0
+cpu family : 25
+model : 1
+model name : AMD EPYC
+stepping : 1
+flags : fpu avx avx2 fma
+
+processor : 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "same"),
+    [
+        ("fpu avx", "fpu avx", True),
+        ("fpu avx", "avx fpu ibrs", True),  # a newer kernel tells more
+        ("model : 1", "model : 17", False),
+        ("avx2 fma", "avx2 fma avx512f avx512_vnni", False),
+        ("AMD EPYC", "AMD EPYC 9R14", False),
+        ("flags : fpu avx avx2 fma", "Features : fp asimd asimddp", False),
+    ],
+)
+def test_processors_of_one_name_are_told_apart(
+    tmp_path: Path, before: str, after: str, same: bool
+) -> None:
+    kinds = []
+    for content in (ZEN_3, ZEN_3.replace(before, after)):
+        (tmp_path / "cpuinfo").write_text(content)
+        kinds.append(cpu_kind(tmp_path / "cpuinfo"))
+    assert (kinds[0] == kinds[1]) == same
+    assert kinds[0].startswith("AMD EPYC 25.1.1, instructions ")

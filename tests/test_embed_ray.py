@@ -329,7 +329,7 @@ def test_auto_takes_what_was_tuned_here_unless_something_is_named(
     monkeypatch.setenv("COROM_CACHE", str(tmp_path))
     assert tuned_winner(LateEncoder.of(tiny_bundle), ONE) is None
     winner = Winner(
-        backend="openvino", precision="fp32", threads=1, workers=1, batch_tokens=4096,
+        backend="openvino", precision="fp32", threads=1, workers=1, cpus=2, batch_tokens=4096,
         cosine_min=1.0, p50_ms=1.0, texts_per_second=1.0,
     )  # fmt: skip
     tuning = Tuning(

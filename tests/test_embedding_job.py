@@ -350,7 +350,7 @@ def tune(bundle: Path, cache: Path, **changes: Any) -> None:
     """Note a winner for this machine, as `corom tune` would."""
     fields: dict[str, Any] = {
         "backend": "openvino", "precision": "fp32", "threads": 1, "workers": 1,
-        "batch_tokens": 4096, "cosine_min": 1.0, "p50_ms": 1.0, "texts_per_second": 1.0,
+        "cpus": 2, "batch_tokens": 4096, "cosine_min": 1.0, "p50_ms": 1.0, "texts_per_second": 1.0,
     }  # fmt: skip
     winner = Winner(**fields | changes)
     tuning = Tuning(
@@ -403,6 +403,9 @@ def test_what_auto_chose_stays_chosen(
     done = corom(*command, "--backend", other, env=then)
     assert done.returncode == 2
     assert f"--backend: found {job['backend']}, asked for {other}" in done.stderr
+    done = corom(*command, "--threads", "1", env=tuned)
+    assert done.returncode == 0, done.stderr
+    assert f"tiny: {choice}\n" in done.stderr
     assert contents(tmp_path / "v") == finished
 
 
