@@ -109,7 +109,8 @@ def main(command: click.Command = cli) -> None:
     if isinstance(sys.stdout, TextIOWrapper):  # what a terminal cannot show is no reason to fail
         sys.stdout.reconfigure(errors="backslashreplace")
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _terminate)
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, _terminate)
     warnings = logging.StreamHandler()
     warnings.setLevel(logging.WARNING)
     warnings.setFormatter(logging.Formatter("Warning: %(message)s"))

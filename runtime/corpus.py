@@ -20,6 +20,7 @@ from .manifest import sha256_of
 from .row import BadRow, Columns, Row
 from .rows import STDIN, open_bytes, read_rows
 from .seen_ids import SeenIds
+from .stores import place_of
 from .urls import is_url, matching_urls, measure_url
 
 
@@ -164,6 +165,8 @@ def _copied(name: str, path: Path) -> str:
 
 def _matching(pattern: str) -> list[str]:
     """Return the files that a name or glob pattern stands for, sorted; "-" is standard input."""
+    if is_url(pattern):
+        pattern = str(place_of(pattern))  # what file:// names is a path, and guarded as one
     if pattern != STDIN and Path(pattern).is_dir():
         raise InputError(f"'{pattern}' is a folder. Give its files: '{Path(pattern) / '*.jsonl'}'.")
     if pattern == STDIN or Path(pattern).exists():

@@ -92,7 +92,12 @@ class RayEmbedder:
 
     def _opened(self) -> Described:
         """Have as many encoders opened as there will be workers; returns what they all are."""
-        described = self._ray.remote(num_cpus=self._team.cpus, num_gpus=self._team.gpus)(_Described)
+        described = self._ray.remote(
+            num_cpus=self._team.cpus,
+            num_gpus=self._team.gpus,
+            max_restarts=RETRIES,
+            max_task_retries=RETRIES,
+        )(_Described)
         actors = [described.remote(self._remote) for _ in range(self._team.workers)]
         waiting = [actor.answer.remote() for actor in actors]
         found: list[Described] = []
@@ -193,6 +198,6 @@ def ray_embedder(
 def _lost(error: Exception) -> UnavailableError:
     said = (str(error) or type(error).__name__).splitlines()[0]
     return UnavailableError(
-        f"a worker, or who reads for them, died {RETRIES + 1} times in one place, or cannot be "
-        f"reached: {said} If memory ran out: fewer --num-workers, or fewer --shard-rows."
+        f"a worker, or who reads for them, was lost and not replaced: {said} The same command goes "
+        "on with what is written. If memory ran out: fewer --num-workers, or fewer --shard-rows."
     )

@@ -24,7 +24,7 @@ from .portions import Portion
 from .shard_manifest import Job, Shard, ShardManifest, manifest_of
 from .shards import ShardFolder
 from .urls import is_url
-from .whole_file import whole_file
+from .whole_file import is_device, whole_file
 
 SHARD_ROWS = 16_384
 
@@ -112,7 +112,7 @@ def _resumed(folder: ShardFolder, job: Job, say: Say) -> tuple[dict[int, Shard],
         else:
             say(f"{shard.file} is not as it was written; it is made again.")
     complete = finished and len(done) == len(found.shards)
-    folder.clear(found.shards)
+    folder.clear(list(done.values()))
     if complete:
         folder.forget()  # where the last act is a copy, a kill may leave what was copied
     rows = sum(shard.rows for shard in done.values())
@@ -175,11 +175,13 @@ def _bad_rows_file(path: Path | None, folder: ShardFolder) -> Iterator[Callable[
     if path is None:
         yield lambda _passage: None
         return
-    path = path.resolve()  # what a link leads to is written, not the link
+    if not is_device(path):
+        path = path.resolve()  # what a link leads to is written, not the link
     # One name for each folder, which is locked: going on takes what a killed run left.
     place = folder.name if is_url(folder.name) else os.path.realpath(folder.name)
     own = hashlib.sha256(os.fsencode(place)).hexdigest()[:16]
-    with whole_file(path, partial=path.with_name(f".{path.name}.{own}.tmp")) as file:
+    partial = path.with_name(f".{path.name}.{own}.tmp")
+    with whole_file(path, partial=partial, sync=True) as file:
         yield lambda passage: _note(file, passage)
 
 

@@ -81,7 +81,7 @@ def _join_or_start(ray: Any, say: Say) -> None:  # noqa: ANN401
             ray.init(**quiet)
         else:
             say("There is no Ray cluster; one was started on this machine.")
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise UnavailableError(
             f"the Ray cluster{' at RAY_ADDRESS=' * bool(address)}{address} cannot be reached: "
             f"{error}. If it asks for a token, set RAY_AUTH_MODE and RAY_AUTH_TOKEN as Ray's "

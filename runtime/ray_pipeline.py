@@ -2,7 +2,7 @@
 
 A row of it is a whole portion, so that Ray Data, which cuts and joins blocks as it sees fit, cuts
 none. What dies on the way is started again: a reader reads from the first row on and Ray drops what
-it has already, a worker computes its portion again, on whatever machine. Errors travel as rows.
+it has already, a worker computes its portion again. Errors travel as rows.
 """
 
 import os

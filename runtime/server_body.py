@@ -1,12 +1,12 @@
 """The body of a request, read within limits and decoded into a struct. Knows no routes."""
 
-import asyncio
 import re
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import msgspec
 
 from .server_errors import Refusal, overloaded
+from .server_patience import ClientGone, Patience
 
 Asked = TypeVar("Asked")
 RETRY_AFTER_S = 1
@@ -34,7 +34,7 @@ class Bodies:
             raise too_large(self._limit)
         parts: list[bytes] = []
         try:
-            async with asyncio.timeout(self._timeout_s):
+            with Patience(self._timeout_s):
                 await self._read(request, parts)
             return parts[0] if len(parts) == 1 else b"".join(parts)
         except TimeoutError:
@@ -88,10 +88,6 @@ def _values(hint: Any) -> list[str]:  # noqa: ANN401
     return [word for part in parts for word in ([part] if isinstance(part, str) else _values(part))]
 
 
-class ClientGone(Exception):  # noqa: N818  # nobody is left to be told
-    """The client closed the connection before it was answered."""
-
-
 def too_large(limit: int, *, read: bool = False) -> Refusal:
     """Return the refusal of a body beyond the limit; ``read``: nothing of it comes any more."""
     return Refusal(
@@ -101,6 +97,17 @@ def too_large(limit: int, *, read: bool = False) -> Refusal:
         code="payload_too_large",
         close=not read,
     )
+
+
+def check_encoding(value: str | None) -> None:
+    """Raise ``Refusal`` 415 for a body that its client has compressed."""
+    if value is not None and value.strip().lower() != "identity":
+        raise Refusal(
+            415,
+            "Validation",
+            f"the header content-encoding is {value!r}; send the body as it is.",
+            code="unsupported_media_type",
+        )
 
 
 def check_content_type(value: str | None) -> None:

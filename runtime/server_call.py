@@ -3,7 +3,7 @@
 import itertools
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from .request import Usage
@@ -33,6 +33,7 @@ class Call:
         "traceparent",
         "usage",
         "vector_bytes",
+        "when_gone",
     )
 
     def __init__(self, scope: Mapping[str, Any]) -> None:
@@ -53,6 +54,8 @@ class Call:
         self.in_hand = False
         self.vector_bytes = 0
         """Of its vectors, from before they are computed until all of the answer is written."""
+        self.when_gone: Callable[[], None] | None = None
+        """To be called when the client closes the connection, while vectors are awaited."""
 
     @property
     def seconds(self) -> float:

@@ -1,7 +1,7 @@
 """What every route that makes vectors does: encode, and give up when nobody waits any more."""
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from starlette.requests import Request
@@ -9,10 +9,10 @@ from starlette.responses import Response, StreamingResponse
 
 from .errors import CoromError
 from .options import TextOptions
-from .server_body import ClientGone
 from .server_call import Call
 from .server_errors import Refusal
 from .server_log import logger
+from .server_patience import ClientGone, Patience
 from .server_service import Service
 from .server_texts import Texts
 from .vectors import Vectors
@@ -31,10 +31,10 @@ async def encode(request: Request, service: Service, texts: Texts, options: Text
     asked = request.headers.get("x-request-timeout")
     timeout_s = deadline_s(asked, service.settings.request_timeout)
     service.have_room(call, 1 if isinstance(texts, str) else len(texts))
-    work = service.encode(texts, call.usage, options)
     try:
-        async with asyncio.timeout(timeout_s):
-            return await unless_gone(request, work)
+        with Patience(timeout_s) as patience:
+            call.when_gone = patience.client_gone
+            return await service.encode(texts, call.usage, options)
     except TimeoutError:
         raise Refusal(
             504,
@@ -50,6 +50,8 @@ async def encode(request: Request, service: Service, texts: Texts, options: Text
         raise Refusal(
             424, "Backend", "inference failed; the server's log says why.", code="inference_failed"
         ) from error
+    finally:
+        call.when_gone = None  # which refers to this task, and that to it
 
 
 def deadline_s(header: str | None, most_s: float) -> float:
@@ -70,35 +72,14 @@ def deadline_s(header: str | None, most_s: float) -> float:
     return min(seconds, most_s)
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, Vectors]) -> Vectors:
-    """Await ``work``; if the client goes away first, cancel it and raise ``ClientGone``."""
-    task = asyncio.current_task()
-    assert task is not None
-    gone = False
-
-    async def watch() -> None:
-        nonlocal gone
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        gone = True
-        task.cancel()
-
-    watcher = asyncio.create_task(watch())
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if not gone:
-            raise
-        task.uncancel()
-        raise ClientGone from None
-    finally:
-        watcher.cancel()
-
-
-def respond(parts: Iterator[bytes], count: int, headers: dict[str, str]) -> Response:
+def respond(
+    request: Request, parts: Iterator[bytes], count: int, headers: dict[str, str]
+) -> Response:
     """Return the response for ``count`` parts of JSON; several are sent one by one."""
     if count == 1:
         return Response(next(parts), headers=headers, media_type="application/json")
+    if request.scope.get("http_version") == "1.0":  # which knows no parts
+        return Response(b"".join(parts), headers=headers, media_type="application/json")
 
     async def one_by_one() -> Any:  # noqa: ANN401
         for part in parts:

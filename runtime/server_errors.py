@@ -71,6 +71,7 @@ OPENAI_TYPES: dict[Kind, str] = {
 
 OPENAI_STATUS = {422: 400, 424: 500}
 """OpenAI's route answers with these where TEI has codes of its own."""
+TOO_LONG = "context_length_exceeded"
 
 
 def is_openai(path: str) -> bool:
@@ -81,7 +82,9 @@ def is_openai(path: str) -> bool:
 def status_of(refusal: Refusal, path: str) -> int:
     """Return the status that a refusal has on this path."""
     status = refusal.status
-    return OPENAI_STATUS.get(status, status) if is_openai(path) else status
+    if not is_openai(path):
+        return status
+    return 400 if refusal.code == TOO_LONG else OPENAI_STATUS.get(status, status)
 
 
 def body_of(refusal: Refusal, path: str) -> bytes:
@@ -103,7 +106,7 @@ def refusal_of(error: CoromError, retry_after_s: int) -> Refusal:
     if isinstance(error, TextTooLong):
         advice = 'Shorten it, or have it cut: "truncate": true on /embed, --auto-truncate for all.'
         long = f"{error.args[0]} {advice}"
-        return Refusal(422, "Validation", long, param="input", code="context_length_exceeded")
+        return Refusal(413, "Validation", long, param="input", code=TOO_LONG)
     if isinstance(error, InputError):  # all else that can be wrong has been looked at before
         return Refusal(422, "Validation", str(error), param="input", code="invalid_value")
     return Refusal(424, "Backend", str(error), code="inference_failed")

@@ -44,6 +44,8 @@ class Record:
 
         try:
             await self._app(scope, receive, send_with_id)
+            if call.status and not complete:
+                call.status, call.failure = 499, "ClientGone"  # in the middle of the answer
         except Exception:
             # No traceback ever leaves the house.
             call.failure = "Internal"

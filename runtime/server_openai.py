@@ -23,7 +23,8 @@ class EmbeddingsRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
     input: AsGiven
     model: str | None = None
-    encoding_format: Format = "float"
+    encoding_format: Format | None = "float"
+    """Null is "float" too."""
     dimensions: Annotated[int, msgspec.Meta(ge=1)] | None = None
     user: str | None = None
 

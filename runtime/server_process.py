@@ -5,6 +5,7 @@ no worker, new connections wait in the socket's backlog.
 """
 
 import os
+import select
 import selectors
 import signal
 import socket
@@ -26,6 +27,8 @@ from .server_settings import CUT_OFF, Settings
 BACKLOG = 2048
 HUNG_S = 60.0
 """A worker whose event loop has not turned for so long is killed."""
+PAUSED_S = 5.0
+"""A supervisor that looks every second, and did not for so long, was paused with its machine."""
 RESTARTS = 5
 """Workers that may be killed one after the other before they are ready."""
 LINGER_S = 5.0
@@ -69,8 +72,8 @@ class Supervisor:
                 self._say(f"Error: the worker {how} before it was ready.", "ERROR")
                 return 3
             self._say(f"The worker {how}; starting another.", "WARNING")
-            if killed:
-                time.sleep(min(2**killed, 10))
+            if killed and self._stopped_within(min(2**killed, 10)):
+                return self._code_when_stopped(0, was_ready=False)
 
     def _code_when_stopped(self, code: int, was_ready: bool) -> int:
         """Return the exit code of the command: 0, or that of the signal if something was lost."""
@@ -100,7 +103,7 @@ class Supervisor:
     def _watch(self, worker: subprocess.Popen[bytes], report: int) -> bool:
         """Return, once a worker has ended, whether it was ever ready."""
         was_ready = False
-        beat = time.monotonic()
+        beat = looked = time.monotonic()
         with selectors.DefaultSelector() as selector:
             selector.register(report, selectors.EVENT_READ)
             selector.register(self._signals, selectors.EVENT_READ)
@@ -116,9 +119,23 @@ class Supervisor:
                         was_ready = True
                         self._say_ready()
                 now = time.monotonic()
+                if now - looked > PAUSED_S:  # then so was the worker
+                    beat = now
+                looked = now
                 hung = was_ready and now - beat > HUNG_S
                 if hung or (self._kill_at is not None and now > self._kill_at):
                     worker.kill()
+
+    def _stopped_within(self, seconds: float) -> bool:
+        """Wait so long, with no worker, or until told to stop."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            if select.select([self._signals], [], [], left)[0]:
+                for number in self._signals.recv(64):
+                    if number in STOP:
+                        self._stopped_by = number
+                        return True
+        return False
 
     def _say_ready(self) -> None:
         again = " again" if self._told else ""
@@ -150,10 +167,14 @@ def listening(settings: Settings) -> Iterator[tuple[socket.socket, str]]:
     if settings.uds_path is not None:
         path = Path(settings.uds_path)
         with _unix_socket(path) as listener:
+            ours = _identity(path)
             try:
                 yield listener, f"unix:{path}"
             finally:
-                path.unlink(missing_ok=True)
+                # While this one drained, another server may have put its own there.
+                with suppress(FileNotFoundError):
+                    if _identity(path) == ours:
+                        path.unlink()
         return
     try:
         family, _, _, _, address = socket.getaddrinfo(
@@ -173,6 +194,12 @@ def listening(settings: Settings) -> Iterator[tuple[socket.socket, str]]:
         listener.listen(BACKLOG)
         host, port = listener.getsockname()[:2]
         yield listener, f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _identity(path: Path) -> tuple[int, int, int]:
+    """Return what tells a file from one that is put in its place, which may get its inode."""
+    found = path.lstat()
+    return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
 def _unix_socket(path: Path) -> socket.socket:
@@ -199,7 +226,9 @@ def _signals() -> Iterator[socket.socket]:
     """Yield a socket that the numbers of signals can be read from, which then interrupt nothing."""
     reads, writes = socket.socketpair()
     writes.setblocking(False)
-    before = {number: signal.signal(number, lambda *_: None) for number in STOP}
+    # What whoever started this has it ignore, as nohup does, stays ignored.
+    heard = [n for n in STOP if n == signal.SIGTERM or signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda *_: None) for number in heard}
     wakeup = signal.set_wakeup_fd(writes.fileno())
     try:
         with reads, writes:

@@ -1,7 +1,7 @@
 """Connections: what uvicorn's HTTP/1.1 protocol leaves open against clients that never finish.
 
 A connection has so many seconds from its first moment, or from the first byte of a further request,
-to the end of its headers, and so many bytes; and so many in which some of an answer must be taken.
+to the end of its headers, and so many bytes; and so many in which part of an answer must be taken.
 When there are too many, the one that has been quiet longest is closed for the new one.
 """
 
@@ -23,6 +23,9 @@ HEADER_BYTES = 65_536
 SWEEP_S = 1.0
 UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 CONTINUE = b"HTTP/1.1 100 "
+TAKE_RATE = 16_384
+"""Bytes a second that a client has to take of an answer, on average of --body-timeout: others wait
+for the room that its vectors have."""
 
 
 class Connections:
@@ -44,7 +47,7 @@ class Connections:
         self.idle: dict[Connection, None] = {}
         """Those that were answered and may ask again."""
         self._untaken: dict[Connection, tuple[float, int]] = {}
-        """Those whose answer waits to be taken: bytes that are left, and since when so many."""
+        """Those whose answer waits to be taken: since when, and bytes that were taken by then."""
 
     def accept_the_rest(self, make: Callable[[], "Connection"], count: int) -> None:
         """Accept all connections that wait, while there is room for them.
@@ -81,11 +84,11 @@ class Connections:
         self.idle.pop(connection, None)
 
     def must_take(self, connection: "Connection", now: float) -> None:
-        """Note that a client has to take what was written to it."""
-        self._untaken[connection] = now, bytes_left(connection.transport)
+        """Note that a client has to take what was written to it, and what follows."""
+        self._untaken.setdefault(connection, (now, connection.taken()[0]))
 
     def has_taken(self, connection: "Connection") -> None:
-        """Note that it has, or that it is gone."""
+        """Note that it has taken all, or that it is gone."""
         self._untaken.pop(connection, None)
 
     def make_room(self) -> bool:
@@ -108,12 +111,16 @@ class Connections:
                     break
                 self.forget(connection)
                 connection.transport.abort()
-            for connection, (since, left) in list(self._untaken.items()):
-                if bytes_left(connection.transport) < left:
-                    self.must_take(connection, now)
-                elif since <= now - self.take_timeout_s:
+            for connection, (since, before) in list(self._untaken.items()):
+                taken, left = connection.taken()
+                if not left:
                     self.has_taken(connection)
-                    connection.transport.abort()
+                elif now - since >= self.take_timeout_s:
+                    self.has_taken(connection)
+                    if taken - before < TAKE_RATE * self.take_timeout_s:
+                        connection.transport.abort()
+                    else:
+                        self.must_take(connection, now)
 
 
 class WholeAnswers:
@@ -125,13 +132,16 @@ class WholeAnswers:
     def __init__(self, transport: Any, closing: Callable[[], None]) -> None:  # noqa: ANN401
         self._transport, self._closing = transport, closing
         self._head = b""
+        self.written = 0
 
     def write(self, data: bytes) -> None:
         """Send, or keep the head of an answer until the next piece."""
         if not self._head and data.startswith(b"HTTP/1.1 ") and not data.startswith(CONTINUE):
             self._head = data
             return
-        self._transport.write(self._head + data if self._head else data)
+        whole = self._head + data if self._head else data
+        self.written += len(whole)
+        self._transport.write(whole)
         self._head = b""
 
     def flush(self) -> None:
@@ -155,6 +165,8 @@ class Connection(HttpToolsProtocol):
     others: Connections
     _reading = False
     """A request has begun, and its body has not ended."""
+    _answering: Any = None
+    """The request that is being answered; uvicorn's ``cycle`` is the last that was sent."""
 
     def connection_made(self, transport: Any) -> None:  # noqa: ANN401
         """Take a connection, if there is room or can be made, and those that wait behind it."""
@@ -171,7 +183,14 @@ class Connection(HttpToolsProtocol):
         return type(self)(self.config, self.server_state, self.app_state, self.loop)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
+        """Forget the connection, and tell the request that is being answered."""
+        if self._answering is not None and not self._answering.response_complete:
+            self._answering.disconnected = True
+            self._answering.message_event.set()
+            call = self._answering.scope.get("corom.call")
+            if call is not None and call.when_gone is not None:
+                call.when_gone()
+        self.pipeline.clear()
         super().connection_lost(exc)  # which closes it, whatever was not taken
         self.others.forget(self)
         self.others.has_taken(self)
@@ -200,6 +219,10 @@ class Connection(HttpToolsProtocol):
         self._reading = True
         self.others.forget(self)
         super().on_headers_complete()
+        if not self.pipeline:
+            self._answering = self.cycle
+        elif len(self.pipeline) == 1:
+            self.flow.resume_reading()  # who goes without waiting is to be noticed all the same
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body, which is not counted as headers."""
@@ -211,6 +234,8 @@ class Connection(HttpToolsProtocol):
         self._header_bytes = 0
         self._reading = False
         super().on_message_complete()
+        if not self.pipeline and not self.transport.is_closing():
+            self.flow.resume_reading()  # a long body has paused it, and a client that goes is read
         if self.cycle.response_complete and not self.transport.is_closing():
             self._unset_keepalive_if_required()
             self.timeout_keep_alive_task = self.loop.call_later(
@@ -222,6 +247,8 @@ class Connection(HttpToolsProtocol):
         """Wait for another request, or for the rest of this one's body."""
         together: Any = self.transport
         together.flush()
+        if self.pipeline:
+            self._answering, _ = self.pipeline[-1]
         super().on_response_complete()
         if self.transport.is_closing() or self.timeout_keep_alive_task is None:
             return
@@ -235,10 +262,11 @@ class Connection(HttpToolsProtocol):
         self.others.must_take(self, self.loop.time())
         super().pause_writing()
 
-    def resume_writing(self) -> None:
-        """Go on writing."""
-        self.others.has_taken(self)
-        super().resume_writing()
+    def taken(self) -> tuple[int, int]:
+        """Return how many of the bytes that were written the client has got, and has not."""
+        together: Any = self.transport
+        left = bytes_left(together)
+        return together.written - left, left
 
     def _closing(self) -> None:
         """The connection ends once the client has taken what is left."""

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from .server_body import Bodies, check_content_type, decode
+from .server_body import Bodies, check_content_type, check_encoding, decode
 from .server_call import Call
 from .server_embedding import encode, respond, rows_at_once
 from .server_errors import Refusal, not_ready, overloaded
@@ -31,6 +31,7 @@ from .server_tei import (
     cosines,
     describe,
     embed_reply,
+    tokens_of,
 )
 from .server_texts import options_of, refuse_mixed, texts_of
 
@@ -43,6 +44,9 @@ TEXT_CHARACTERS = 2
 
 class Routes:
     """The endpoints, over one service."""
+
+    posted: dict[str, Endpoint]
+    """What answers a POST, by path."""
 
     def __init__(self, service: Service, metrics: Metrics) -> None:
         self._service, self._settings = service, service.settings
@@ -74,8 +78,9 @@ class Routes:
             "/metrics": self._metrics,
             "/openapi.json": self._openapi,
         }
+        self.posted = {path: self._post(kind, f) for path, (kind, f) in posts.items()}
         return [
-            *(Route(p, self._post(kind, f), methods=["POST"]) for p, (kind, f) in posts.items()),
+            *(Route(path, endpoint, methods=["POST"]) for path, endpoint in self.posted.items()),
             *(Route(path, endpoint, methods=["GET"]) for path, endpoint in gets.items()),
         ]
 
@@ -87,6 +92,7 @@ class Routes:
 
         async def endpoint(request: Request) -> Response:
             check_content_type(request.headers.get("content-type"))
+            check_encoding(request.headers.get("content-encoding"))
             if service.state == "starting":
                 raise not_ready("the model is still loading.")
             most = settings.max_concurrent_requests
@@ -118,9 +124,9 @@ class Routes:
         vectors = await encode(request, service, texts, options)
         rows = rows_at_once(vectors.shape[1])
         parts = embeddings_reply(
-            vectors, asked.encoding_format, asked.model or names[0], call.usage, rows
+            vectors, asked.encoding_format or "float", asked.model or names[0], call.usage, rows
         )
-        return respond(parts, -(-len(vectors) // rows), self._headers(call))
+        return respond(request, parts, -(-len(vectors) // rows), self._headers(call))
 
     async def _models(self, _request: Request) -> Response:
         self._refuse_unless_open()
@@ -142,7 +148,8 @@ class Routes:
         options = self._tei_options(asked, normalize=asked.normalize, dimensions=asked.dimensions)
         vectors = await encode(request, self._service, texts, options)
         rows = rows_at_once(vectors.shape[1])
-        return respond(embed_reply(vectors, rows), -(-len(vectors) // rows), self._headers(call))
+        parts = embed_reply(vectors, rows)
+        return respond(request, parts, -(-len(vectors) // rows), self._headers(call))
 
     async def _similarity(self, request: Request, asked: SimilarityRequest) -> Response:
         texts, _ = texts_of(
@@ -167,8 +174,9 @@ class Routes:
         special = asked.add_special_tokens
 
         def tokenize() -> list[list[Token]]:
-            pieces = (tokenizer.pieces(prefix + t, add_special_tokens=special) for t in texts)
-            return [[Token(*piece) for piece in row] for row in pieces]
+            given = [prefix + text for text in texts]
+            pieces = (tokenizer.pieces(text, add_special_tokens=special) for text in given)
+            return [tokens_of(*pair) for pair in zip(given, pieces, strict=True)]
 
         return as_json(await asyncio.to_thread(tokenize))
 
@@ -199,7 +207,11 @@ class Routes:
     async def _ready(self, _request: Request) -> Response:
         if self._service.state == "ready":
             return Response(b"")
-        words = {"starting": "the model is still loading.", "draining": "the server is ending."}
+        words = {
+            "starting": "the model is still loading.",
+            "draining": "the server is ending.",
+            "failed": "the device failed, and the server starts again.",
+        }
         raise not_ready(words[self._service.state])
 
     async def _openapi(self, _request: Request) -> Response:

@@ -5,7 +5,7 @@ HTTP.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,7 +14,7 @@ from .admission import TRY_LATER
 from .batcher import DynamicBatcher
 from .batching import Batch
 from .encoder import Encoder
-from .errors import Overloaded
+from .errors import CoromError, CudaError, Overloaded
 from .options import TextOptions, check_options
 from .request import Usage
 from .server_call import Call
@@ -39,7 +39,9 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.state = "starting"
-        """"starting", then "ready", then "draining"."""
+        """"starting", then "ready", then "draining"; "failed" if the device failed for good."""
+        self.when_failed: Callable[[CudaError], None] = lambda _: None
+        """To be called then: only another process gets the device back."""
         self.in_hand = 0
         """Requests that are being read or answered."""
         self._vector_bytes = 0
@@ -79,6 +81,12 @@ class Service:
             max_queue_tokens=settings.max_queue_tokens,
             max_queue_s=settings.queue_timeout,
         )
+
+    def note_failure(self, error: CoromError) -> None:
+        """Be ready no longer if this error is one of those that all later requests would get."""
+        if isinstance(error, CudaError) and error.fatal and self.state == "ready":
+            self.state = "failed"
+            self.when_failed(error)
 
     def close(self) -> None:
         """Answer what waits, and release everything."""
@@ -122,7 +130,7 @@ class Service:
         Raises as ``DynamicBatcher.aencode`` does.
         """
         vectors = await self.batcher.aencode(texts, usage=usage, **options)
-        return np.atleast_2d(vectors)
+        return vectors[None] if isinstance(texts, str) else vectors
 
     def before_reading(self) -> None:
         """Have requests read together while work waits; called before a request's body is read.

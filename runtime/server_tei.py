@@ -13,6 +13,7 @@ import orjson
 
 from .server_service import Service
 from .server_texts import AsGiven, Direction, TokenId
+from .tokens import Piece
 from .vectors import Vectors, normalize
 
 
@@ -60,7 +61,10 @@ class TokenizeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Token(msgspec.Struct, frozen=True):
-    """One token, and the characters it stands for; special tokens stand for none."""
+    """One token, and the characters it stands for; special tokens stand for none.
+
+    ``text``: those characters, whatever the vocabulary calls them; of a special token its name.
+    """
 
     id: int
     text: str
@@ -141,6 +145,14 @@ def describe(service: Service) -> Info:
         prompts=list(manifest.prompts),
         max_queue_tokens=settings.max_queue_tokens,
     )
+
+
+def tokens_of(text: str, pieces: list[Piece]) -> list[Token]:
+    """Return the tokens of a text, which are these pieces."""
+    return [
+        Token(p.id, p.text if p.special else text[p.start : p.stop], p.special, p.start, p.stop)
+        for p in pieces
+    ]
 
 
 def embed_reply(vectors: Vectors, rows_at_once: int) -> Iterator[bytes]:

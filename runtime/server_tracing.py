@@ -3,6 +3,7 @@
 Loaded only with --otlp-endpoint. Knows the record of a request, and nothing of how it was answered.
 """
 
+import threading
 import time
 from collections.abc import Callable
 from importlib import metadata
@@ -16,6 +17,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from .server_call import Call
 
+FAREWELL_S = 2.0
+
 
 class Tracing:
     """Sends spans to ``endpoint``, in a thread of its own. ``close`` sends what is left."""
@@ -23,7 +26,7 @@ class Tracing:
     def __init__(self, endpoint: str, service_name: str) -> None:
         version = metadata.version("corom")
         resource = Resource.create({"service.name": service_name, "service.version": version})
-        self._provider = TracerProvider(resource=resource)
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("corom.serve", version)
@@ -61,5 +64,8 @@ class Tracing:
         span.end(end_ns)
 
     def close(self) -> None:
-        """Send what is left."""
-        self._provider.shutdown()
+        """Send what is left, as far as the collector takes it within ``FAREWELL_S``."""
+        # A thread that may be left behind: who cannot reach a collector tries again and again.
+        sending = threading.Thread(target=self._provider.shutdown, daemon=True)
+        sending.start()
+        sending.join(FAREWELL_S)

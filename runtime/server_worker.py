@@ -58,6 +58,7 @@ class Worker:
     def __init__(self, settings: Settings, listener: socket.socket, report: int) -> None:
         self._settings, self._listener, self._report = settings, listener, report
         self._service = Service(settings)
+        self._service.when_failed = self._end
         files = raise_file_limit()
         most = min(settings.max_connections, max(1, files - SPARE_FILES))
         listener.setblocking(False)
@@ -117,8 +118,7 @@ class Worker:
         try:
             await asyncio.to_thread(self._service.open)
         except BaseException as error:  # whatever it is, nothing can be served
-            self._failure = error
-            self._server.should_exit = True
+            self._end(error)
             return
         gc.collect()
         gc.freeze()  # what is there now stays, and need not be looked through again
@@ -126,6 +126,10 @@ class Worker:
         if self._service.state == "starting":
             self._service.state = "ready"
         await self._beat()
+
+    def _end(self, failure: BaseException) -> None:
+        self._failure = failure
+        self._server.should_exit = True
 
     async def _beat(self) -> None:
         while True:

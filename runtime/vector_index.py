@@ -46,6 +46,9 @@ class VectorIndex:
             )
         manifest = decoded(content, f"{name}/{MANIFEST}")
         self.job: Job = manifest.job
+        rows = sum(shard.rows for shard in manifest.shards)
+        if rows != manifest.rows:
+            raise BundleError(f"'{name}/{MANIFEST}' says {manifest.rows} rows, its shards {rows}.")
         self.vectors: Vectors = np.empty((manifest.rows, self.job.dimension), np.float32)
         self.ids: list[str | int] = []
         for shard in manifest.shards:

@@ -22,11 +22,11 @@ def whole_file(
     left when it was killed; None takes a name that nobody else has. ``sync``: have content and name
     on the disk when this returns.
     """
-    path = path.resolve() if path.is_symlink() else path
-    if path.exists() and not path.is_file() and not path.is_dir():
+    if is_device(path):
         with path.open("wb") as file:
             yield file
         return
+    path = path.resolve() if path.is_symlink() else path
     try:
         partial = _new_name(path) if partial is None else partial
         try:  # before the file is made: whoever ends this process may do so at any moment
@@ -44,6 +44,11 @@ def whole_file(
         if error.errno in NO_ROOM:  # such an error names no file
             error.filename = error.filename or str(path)
         raise
+
+
+def is_device(path: Path) -> bool:
+    """Return whether this is a device or pipe, such as /dev/stdout, whose link leads to no name."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def _new_name(path: Path) -> Path:

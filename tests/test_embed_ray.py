@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -239,7 +240,7 @@ def test_a_reader_that_always_dies_is_an_error(
             time.sleep(0.005)
         _, err = process.communicate()
     assert process.returncode == 3, err
-    assert "died 4 times in one place" in err.splitlines()[-1]
+    assert "was lost and not replaced" in err.splitlines()[-1]
     assert len(killed) == 4
 
 
@@ -312,6 +313,12 @@ def test_a_cluster_that_does_not_answer_is_exit_code_3(
     assert done.returncode == 3
     assert "RAY_ADDRESS=127.0.0.1:9 cannot be reached" in done.stderr
     assert not (tmp_path / "vectors").exists()
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        address = f"127.0.0.1:{stranger.getsockname()[1]}"
+        keyless = {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "token", "HOME": str(tmp_path)}
+        done = corom(*command(tmp_path / "vectors", *RAY), env=offline_environment | keyless)
+    assert done.returncode == 3, done.stderr
+    assert "set RAY_AUTH_MODE and RAY_AUTH_TOKEN" in done.stderr
 
 
 def test_workers_are_for_a_folder_and_for_ray(

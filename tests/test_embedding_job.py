@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -301,8 +302,9 @@ def test_no_output_overwrites_its_input(corom: Corom, tiny_bundle: Path, tmp_pat
     source = tmp_path / "in.jsonl"
     source.write_text('{"text": "头痛"}\n{"text": null}\n', "utf-8")
     before = source.read_bytes()
-    for more in (["-o", source], ["-o", tmp_path / "v", "--bad-rows", source]):
-        done = corom("embed", tiny_bundle, "-i", source, *more)
+    outputs = (["-o", source], ["-o", tmp_path / "v", "--bad-rows", source])
+    for name, more in itertools.product((source, source.as_uri()), outputs):
+        done = corom("embed", tiny_bundle, "-i", name, *more)
         assert done.returncode == 2
         assert "would overwrite the input" in done.stderr
         assert source.read_bytes() == before

@@ -267,6 +267,8 @@ def test_globs_are_sorted_and_must_match(tmp_path: Path) -> None:
         Corpus([f"{tmp_path}/a.txt", f"{tmp_path}/./a.txt"], Columns())
     with pytest.raises(InputError, match=r"a.txt' is given twice"):
         Corpus([f"{tmp_path}/*.txt", f"{tmp_path}/a.txt"], Columns())
+    with pytest.raises(InputError, match=r"a.txt' is given twice"):
+        Corpus([f"file://{tmp_path}/*.txt", f"{tmp_path}/a.txt"], Columns())
 
 
 def test_a_file_called_like_standard_input_is_not_taken_for_it(

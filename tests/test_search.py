@@ -115,6 +115,10 @@ def test_what_cannot_be_searched(index: Path, tmp_path: Path) -> None:
     (copy / "part-00001.parquet").write_bytes(b"PAR1")
     with pytest.raises(BundleError, match="missing or was altered"):
         VectorIndex(copy)
+    manifest = json.loads((copy / "_manifest.json").read_bytes())
+    (copy / "_manifest.json").write_text(json.dumps(manifest | {"rows": manifest["rows"] + 1}))
+    with pytest.raises(BundleError, match="rows, its shards"):
+        VectorIndex(copy)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc: run it on Linux")

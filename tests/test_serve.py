@@ -168,7 +168,7 @@ def test_long_texts_are_cut_at_either_end_or_refused(server: str, encoder: Encod
         np.testing.assert_allclose(np.array(reply), expected, atol=1e-5)
         assert headers["x-truncated-texts"] == "1"
     status, reply, _ = ask(f"{server}/embed", {"inputs": ["a", text], "truncate": False})
-    assert status == 422
+    assert status == 413  # as TEI
     assert "text 1 has 202 tokens" in refused(reply, "/embed")
 
 
@@ -188,6 +188,7 @@ def test_tokenize_and_decode(server: str, encoder: Encoder) -> None:
     assert (tokens[0]["special"], tokens[0]["start"], tokens[0]["text"]) == (True, None, "[CLS]")
     spans = [text[t["start"] : t["stop"]] for t in tokens if not t["special"]]
     assert "".join(spans) == text.replace(" ", "")
+    assert [t["text"] for t in tokens if not t["special"]] == spans  # as TEI's, no "##ake"
     body = {"inputs": [text, ""], "add_special_tokens": False}
     _, reply, _ = ask(f"{server}/tokenize", body)
     assert [[t["id"] for t in row] for row in reply] == [[t["id"] for t in tokens[1:-1]], []]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from corom.runtime.errors import Overloaded
+from corom.runtime.errors import CudaError, Overloaded
 from corom.runtime.garbage import uncollected
 from corom.runtime.server import build_app
 from corom.runtime.server_metrics import Metrics
@@ -34,8 +34,16 @@ def fails(_batch: Any) -> Any:
     raise RuntimeError("the backend failed")
 
 
+def is_lost(_batch: Any) -> Any:
+    raise CudaError("the device is lost", fatal=True)
+
+
 def failing(service: Service) -> None:
     service.encoder._backend.run = fails  # type: ignore[method-assign]
+
+
+def losing(service: Service) -> None:
+    service.encoder._backend.run = is_lost  # type: ignore[method-assign]
 
 
 def full(service: Service) -> None:
@@ -78,6 +86,8 @@ def starting(service: Service) -> None:
         (415, ONE, {"content-type": "text/plain"}, "/embed", None),
         (422, b'{"inputs": 1}', {}, "/embed", None),
         (424, ONE, {}, "/embed", failing),
+        (424, ONE, {}, "/embed", losing),
+        (500, ONE.replace(b"inputs", b"input"), {}, "/v1/embeddings", losing),
         (429, ONE, {}, "/embed", full),
         (429, ONE, {}, "/embed", given_up),
         (429, ONE, {}, "/embed", late),

@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -234,6 +234,29 @@ def test_who_takes_nothing_of_an_answer_is_closed_and_who_is_slow_gets_all(parts
             sweep.cancel()
             for client in clients:
                 client.close()
+
+    uvloop.run(main())
+
+
+def test_who_takes_a_little_now_and_then_is_closed() -> None:
+    """Or it would hold the room that its vectors have for as long as it likes."""
+
+    async def main() -> None:
+        app = answers(8_000_000, 50)
+        async with listening(100, app) as (connections, state, address):
+            sweep = asyncio.create_task(connections.sweep())
+            client = asking(address, 2048, keep=True)
+            client.setblocking(False)
+            async with asyncio.timeout(60):
+                while not state.connections:
+                    await asyncio.sleep(0)
+                while state.connections:
+                    with suppress(BlockingIOError):
+                        client.recv(400)
+                    await asyncio.sleep(0.1)
+            assert not connections._untaken
+            sweep.cancel()
+            client.close()
 
     uvloop.run(main())
 

@@ -14,7 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,11 @@ from urllib.parse import urlsplit
 import numpy as np
 import psutil
 import pytest
-from occupied import ROOM, TEXTS, metric, occupied, until, until_busy
+from occupied import BODY, ROOM, TEXTS, metric, occupied, until, until_busy
 
 from corom.runtime import Encoder
+from corom.runtime.server_process import listening
+from corom.runtime.server_settings import Settings
 
 Corom = Callable[..., subprocess.CompletedProcess[str]]
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -330,6 +332,58 @@ def test_a_hung_worker_is_replaced(tiny_bundle: Path, offline_environment: dict[
         assert server.end() == 0
 
 
+def test_a_machine_that_was_paused_loses_no_worker(
+    tiny_bundle: Path, offline_environment: dict[str, str]
+) -> None:
+    program = (
+        "from corom.runtime import cli, server_process\n"
+        "server_process.HUNG_S, server_process.PAUSED_S = 3, 2\ncli.main()"
+    )
+    command = [sys.executable, "-c", program, "serve", str(tiny_bundle), "--port", "0"]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=offline_environment
+    ) as process:
+        server = Running(process)
+        worker = server.worker.pid
+        for pid in (worker, process.pid):
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(5)
+        for pid in (process.pid, worker):
+            os.kill(pid, signal.SIGCONT)
+            time.sleep(0.5)  # the supervisor looks before the worker has turned
+        assert ask(f"{server.url}/embed", {"inputs": "头痛"})[0] == 200
+        assert server.worker.pid == worker
+        assert server.end() == 0
+        assert "killed" not in server.said
+
+
+def test_what_is_to_be_ignored_stays_so(running: Callable[..., Running]) -> None:
+    server = running(preexec_fn=ignore_hang_up)
+    server.process.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert ask(f"{server.url}/health")[0] == 200
+    assert server.end() == 0
+    server = running()
+    assert server.end(signal.SIGHUP) == 0
+
+
+def ignore_hang_up() -> None:  # as nohup
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def test_the_end_of_a_server_leaves_the_next_ones_socket(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    settings = Settings(bundle="", uds_path=str(path))
+    with ExitStack() as old, ExitStack() as new:
+        ended, _ = old.enter_context(listening(settings))
+        ended.close()  # as at SIGTERM, while what was admitted is answered
+        new.enter_context(listening(settings))
+        old.close()
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+    assert not path.exists()
+
+
 # --- Callers
 
 
@@ -443,7 +497,58 @@ def test_who_is_told_twice_to_end_says_that_something_was_lost(
         assert server.process.wait(30) == code
 
 
+def test_who_sends_two_requests_at_once_and_goes_costs_nothing_more(
+    running: Callable[..., Running],
+) -> None:
+    server = running(*ROOM)
+    split = urlsplit(server.url)
+    head = b"POST /embed HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    posts = [head + b"content-length: %d\r\n\r\n" % len(b) + b for b in (BODY, b'{"inputs": "a"}')]
+    with socket.create_connection((split.hostname, split.port)) as connection:
+        connection.sendall(b"".join(posts))
+        until_busy(server.url)
+    until(lambda: metric(server.url, "corom_requests_in_hand") == 0)
+    assert metric(server.url, "corom_cancelled_total") >= 1
+    assert metric(server.url, "corom_executed_texts_total") < len(TEXTS)
+    assert failures(server.url) == {"ClientGone": 1}
+    assert server.end() == 0
+    assert "a bug in corom" not in server.said
+
+
+def failures(url: str) -> dict[str, float]:
+    """Return how many requests failed, by kind."""
+    page = ask(f"{url}/metrics")[1].decode()
+    found = re.findall(r'corom_request_failures_total\{.*kind="(\w+)".*\} (.*)', page)
+    return {kind: float(count) for kind, count in found}
+
+
+def test_who_leaves_in_the_middle_of_an_answer_is_no_success(
+    running: Callable[..., Running],
+) -> None:
+    server = running()
+    split = urlsplit(server.url)
+    body = json.dumps({"inputs": ["头痛"] * 16_000}).encode()
+    head = b"POST /embed HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    with socket.create_connection((split.hostname, split.port)) as connection:
+        connection.sendall(head + b"content-length: %d\r\n\r\n" % len(body) + body)
+        assert connection.recv(20).startswith(b"HTTP/1.1 200")
+    until(lambda: failures(server.url) == {"ClientGone": 1})
+    assert b'te_request_success{method="batch"} 1' not in ask(f"{server.url}/metrics")[1]
+    assert server.end() == 0
+
+
 # --- Traces, and metrics on a port of their own
+
+
+def test_a_collector_that_is_not_there_does_not_hold_up_the_end(
+    running: Callable[..., Running],
+) -> None:
+    server = running("--otlp-endpoint", "http://127.0.0.1:9", "--shutdown-timeout", "1")
+    assert ask(f"{server.url}/embed", {"inputs": "头痛"})[0] == 200
+    began = time.monotonic()
+    server.process.terminate()
+    assert server.process.wait(60) == 0
+    assert time.monotonic() - began < 5
 
 
 def test_a_span_a_request_reaches_the_collector(serve: Serve, tiny_bundle: Path) -> None:

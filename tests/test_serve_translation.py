@@ -236,7 +236,7 @@ def test_a_whole_surrogate_pair_is_text() -> None:
         (Overloaded("full"), (429, "Overloaded"), (429, "rate_limit_error")),
         (DeadlineExceeded("late"), (504, "Timeout"), (504, "timeout_error")),
         (InputError("odd"), (422, "Validation"), (400, "invalid_request_error")),
-        (TextTooLong("long"), (422, "Validation"), (400, "invalid_request_error")),
+        (TextTooLong("long"), (413, "Validation"), (400, "invalid_request_error")),
         (WorkerError("dead"), (424, "Backend"), (500, "server_error")),
         (BundleError("gone"), (424, "Backend"), (500, "server_error")),
     ],

@@ -1,6 +1,8 @@
 """Files that appear whole or not at all, whenever their writer is stopped."""
 
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -61,6 +63,17 @@ def test_a_pipe_is_written_and_stays_one(tmp_path: Path) -> None:
         assert read.result(30) == b"rows"
     assert (tmp_path / "pipe").is_fifo()
     assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_what_is_no_file_is_written_through_its_link_too(tmp_path: Path) -> None:
+    program = (
+        "from pathlib import Path\n"
+        "from corom.runtime.whole_file import whole_file\n"
+        "with whole_file(Path('/dev/stdout')) as file:\n    file.write(b'text')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, b"text"), done.stderr
+    assert not any(tmp_path.iterdir())
 
 
 def test_what_a_link_leads_to_is_replaced(tmp_path: Path) -> None:
