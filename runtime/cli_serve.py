@@ -98,7 +98,7 @@ def serving_options(command: Any) -> Any:  # noqa: ANN401
         _option(
             "--body-timeout",
             type=SECONDS,
-            help="Seconds a client has to send its body, and to take 16 KiB a second of its answer.",
+            help="Seconds a client has to send its body, and to take an answer at 16 KiB a second.",
         ),
         _option("--keep-alive-timeout", type=SECONDS, help="Seconds a connection may stay idle."),
         _option(
