@@ -354,9 +354,9 @@ def demo_bundle(
     return export_once("demo", "demo", offline=True, parity_texts=file)
 
 
-@pytest.fixture
-def traced_before(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exports of ``tiny_checkpoint`` write the graph that was made of it before.
+@pytest.fixture(scope="session")
+def tracing_spared(tiny_bundle: Path) -> Callable[[], AbstractContextManager[None]]:
+    """Return the context in which exports of ``tiny_checkpoint`` write the graph that is there.
 
     It would be the same again, as the tests of bundles say; to make it takes most of the time.
     """
@@ -366,7 +366,21 @@ def traced_before(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from corom.export.graph import save_graph
 
     graph = onnx.load(tiny_bundle / "onnx" / "model.onnx")
-    monkeypatch.setattr(bundle, "export_graph", lambda _, path, opset: save_graph(graph, path))  # noqa: ARG005
+
+    @contextmanager
+    def spared() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(bundle, "export_graph", lambda _, path, opset: save_graph(graph, path))  # noqa: ARG005
+            yield
+
+    return spared
+
+
+@pytest.fixture
+def traced_before(tracing_spared: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """``tracing_spared`` for the whole of a test."""
+    with tracing_spared():
+        yield
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from corom.runtime.golden import GOLDEN_NAME, Golden, load_golden, save_golden
 from corom.runtime.manifest import Precision, save_manifest
 
 Corom = Callable[..., subprocess.CompletedProcess[str]]
+TracingSpared = Callable[[], AbstractContextManager[None]]
 
 HAS_BF16 = "BF16" in open_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 LADDER: list[Precision] = ["fp32", *(["bf16"] if HAS_BF16 else []), "int8"]  # type: ignore[list-item]
@@ -47,10 +49,16 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> s
 
 
 @pytest.fixture(scope="module")
-def ladder(tmp_path_factory: pytest.TempPathFactory, recipe: str, parity_file: Path) -> Path:
+def ladder(
+    tmp_path_factory: pytest.TempPathFactory,
+    recipe: str,
+    parity_file: Path,
+    tracing_spared: TracingSpared,
+) -> Path:
     """The bundle of ``tiny_checkpoint`` with every rung that this CPU has."""
     bundle = tmp_path_factory.mktemp("bundles") / "ladder"
-    export_bundle(recipe, bundle, precisions=LADDER, parity_texts=parity_file)
+    with tracing_spared():
+        export_bundle(recipe, bundle, precisions=LADDER, parity_texts=parity_file)
     return bundle
 
 
@@ -130,7 +138,11 @@ def test_64_threads_for_a_minute_stay_within_the_bound_in_flat_memory(
 
 
 def test_tune_leaves_out_what_fails_its_proof_here_or_was_not_proven(
-    corom: Corom, ladder: Path, offline_environment: dict[str, str], tmp_path: Path
+    corom: Corom,
+    ladder: Path,
+    parity_file: Path,
+    offline_environment: dict[str, str],
+    tmp_path: Path,
 ) -> None:
     bundle = tmp_path / "b"
     shutil.copytree(ladder, bundle)
@@ -146,7 +158,7 @@ def test_tune_leaves_out_what_fails_its_proof_here_or_was_not_proven(
         variants.append(variant)
     save_manifest(msgspec.structs.replace(manifest, variants=variants), bundle)
     environment = offline_environment | {"COROM_CACHE": str(tmp_path / "cache")}
-    options = ["--min-cosine", "0.5", "--seconds", "0.001", "--cpus", "99"]
+    options = ["--min-cosine", "0.5", "--seconds", "0.001", "--cpus", "99", "--texts", parity_file]
     done = corom("tune", bundle, *options, env=environment)
     assert done.returncode == 0, done.stderr
     assert "left out: int8 by onnxruntime: " in done.stderr
@@ -156,11 +168,16 @@ def test_tune_leaves_out_what_fails_its_proof_here_or_was_not_proven(
 
 
 def test_what_was_measured_is_shown_even_if_it_cannot_be_written(
-    corom: Corom, tiny_bundle: Path, offline_environment: dict[str, str], tmp_path: Path
+    corom: Corom,
+    tiny_bundle: Path,
+    parity_file: Path,
+    offline_environment: dict[str, str],
+    tmp_path: Path,
 ) -> None:
     (tmp_path / "file").touch()
     environment = offline_environment | {"COROM_CACHE": str(tmp_path / "file" / "cache")}
-    done = corom("tune", tiny_bundle, "--seconds", "0.001", "--min-cosine", "0.5", env=environment)
+    options = ["--min-cosine", "0.5", "--seconds", "0.001", "--cpus", "1", "--texts", parity_file]
+    done = corom("tune", tiny_bundle, *options, env=environment)
     assert (done.returncode, "| fp32 onnxruntime |" in done.stdout) == (3, True), done.stderr
     done = corom(
         "bench", "throughput", tiny_bundle, "--count", "9", "-o", tmp_path / "file" / "x.json"
