@@ -26,7 +26,9 @@ BEFORE = [
 
 
 def serve(connection: socket.socket) -> bool:
-    """Answer each request with an exit code; returns in the fork of a request, with True.
+    """Answer each request with the id of its process, then with its exit code.
+
+    Returns in the fork of a request, with True; in this process at the end of requests.
 
     A request is three descriptors and a JSON object of ``arguments``, ``folder`` and
     ``environment``, which is added to the usual one.
@@ -48,12 +50,13 @@ def serve(connection: socket.socket) -> bool:
             return True
         for descriptor in descriptors:
             os.close(descriptor)
+        connection.send(str(process).encode())
         _, status = os.waitpid(process, 0)
         connection.send(str(os.waitstatus_to_exitcode(status)).encode())
 
 
 if __name__ == "__main__":
-    for name in BEFORE:
+    for name in (*BEFORE, *sys.argv[2:]):
         with suppress(ModuleNotFoundError):  # of an extra: its commands say so
             import_module(name)
     gc.freeze()  # or each fork, at its end, goes through all of it, and has to copy it first

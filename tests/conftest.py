@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +52,6 @@ os.environ |= {
 # Other tests run beside these: how long an example takes says nothing.
 settings.register_profile("corom", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("corom")
-
 
 
 @pytest.hookimpl(wrapper=True)
@@ -478,9 +478,12 @@ def served_demo(
 
 
 class CommandServer:
-    """`command_server.py` as it runs; one command at a time."""
+    """`command_server.py` as it runs; one command at a time.
 
-    def __init__(self, start: Start) -> None:
+    ``modules``: what it imports besides what most commands need.
+    """
+
+    def __init__(self, start: Start, *modules: str) -> None:
         self._connection, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._lock = threading.Lock()
         with other:
@@ -488,16 +491,23 @@ class CommandServer:
             self._process = start(
                 Path(__file__).with_name("command_server.py"),
                 number,
+                *modules,
                 program=sys.executable,
                 pass_fds=[number],
             )
 
     def run(
-        self, arguments: list[str], folder: Path, environment: dict[str, str], given: str
+        self,
+        arguments: list[str],
+        folder: Path,
+        environment: dict[str, str],
+        given: str,
+        heard: Callable[[int, str], object] = lambda _process, _line: None,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command that is given this to read; returns what it said and its exit code.
 
-        ``environment``: what is added to the usual one.
+        ``environment``: what is added to the usual one. ``heard`` is told the command's process and
+        each line of its standard error as it comes.
         """
         request = {"arguments": arguments, "folder": str(folder), "environment": environment}
         (their_input, to), (out, their_out), (err, their_err) = (os.pipe() for _ in range(3))
@@ -506,7 +516,11 @@ class CommandServer:
             socket.send_fds(self._connection, [json.dumps(request).encode()], theirs)
             for descriptor in theirs:
                 os.close(descriptor)
-            said = [readers.submit(read_all, descriptor) for descriptor in (out, err)]
+            process = int(self._connection.recv(100))
+            said = [
+                readers.submit(read_all, out),
+                readers.submit(read_all, err, partial(heard, process)),
+            ]
             with suppress(BrokenPipeError), open(to, "w", encoding="utf-8") as pipe:  # noqa: PTH123
                 pipe.write(given)
             code = self._connection.recv(100)
@@ -519,16 +533,28 @@ class CommandServer:
         self._process.communicate(timeout=60)
 
 
-def read_all(descriptor: int) -> str:
-    """Read UTF-8 until its end."""
+def read_all(descriptor: int, heard: Callable[[str], object] = lambda _line: None) -> str:
+    """Read UTF-8 until its end; ``heard`` is told each line as it comes."""
+    lines = []
     with open(descriptor, encoding="utf-8") as file:  # noqa: PTH123  # a descriptor is no path
-        return file.read()
+        for line in file:
+            lines.append(line)
+            heard(line)
+    return "".join(lines)
 
 
 @pytest.fixture(scope="session")
 def command_server(start: Start) -> Iterator[CommandServer]:
     """What runs the commands of ``corom``."""
     server = CommandServer(start)
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def exporter(start: Start) -> Iterator[CommandServer]:
+    """What runs the commands that need torch, which takes as long to import as they take."""
+    server = CommandServer(start, "corom.export.bundle", "onnxscript")
     yield server
     server.close()
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import CommandServer
 
 from corom.export.bundle import export_bundle
 from corom.runtime import Encoder, load_manifest
@@ -98,12 +99,23 @@ def test_exporting_twice_gives_the_same_files(
         assert sha256_of(tiny_bundle / name) == sha256_of(tmp_path / "tiny" / name), name
 
 
-def test_the_command_reports_what_it_published(
-    corom: Corom, tmp_path: Path, one_layer_checkpoint: Path
-) -> None:
+@pytest.fixture
+def export(
+    exporter: CommandServer, tmp_path: Path, one_layer_checkpoint: Path
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return the function that exports with the parity texts of corom, in a process of its own."""
+
+    def export(output: Path, *options: str, **more: Any) -> subprocess.CompletedProcess[str]:
+        words = ["corom", "export", str(one_layer_checkpoint), "-o", str(output), *options]
+        return exporter.run(words, tmp_path, {}, "", **more)
+
+    return export
+
+
+def test_the_command_reports_what_it_published(export: Corom, corom: Corom, tmp_path: Path) -> None:
     """With the parity texts that come with corom, and every option."""
     options = ["--pooling", "mean", "--normalize", "--max-length", "64", "--opset", "18"]
-    done = corom("export", one_layer_checkpoint, "-o", tmp_path / "new" / "b", *options, "--json")
+    done = export(tmp_path / "new" / "b", *options, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == json.loads((tmp_path / "new/b/manifest.json").read_bytes())
     manifest = load_manifest(tmp_path / "new" / "b")
@@ -179,20 +191,19 @@ def test_what_is_there_is_not_replaced_unless_asked(
     ids=["Ctrl-C in the export", "kill in the measuring"],
 )
 def test_when_interrupted_nothing_is_left_behind(
-    start: Start, tmp_path: Path, one_layer_checkpoint: Path, number: int, stage: str, code: int
+    export: Corom, tmp_path: Path, number: int, stage: str, code: int
 ) -> None:
-    with start("export", one_layer_checkpoint, "-o", tmp_path / "new" / "bundle") as process:
-        assert process.stderr is not None
-        said = ""
-        while stage not in said:
-            line = process.stderr.readline()
-            assert line, said
-            said += line
-        assert any((tmp_path / "new").glob(".bundle.*.partial"))
-        process.send_signal(number)
-        said += process.stderr.read()
-    assert process.returncode == code, said
-    assert "Traceback" not in said
+    was_there = []
+
+    def interrupt(process: int, line: str) -> None:
+        if stage in line:
+            was_there.extend((tmp_path / "new").glob(".bundle.*.partial"))
+            os.kill(process, number)
+
+    done = export(tmp_path / "new" / "bundle", heard=interrupt)
+    assert was_there
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
     assert not any(tmp_path.iterdir())
 
 
