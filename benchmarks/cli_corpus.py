@@ -1,7 +1,6 @@
 """`corom bench corpus`: what the job of a corpus costs beside encoding its texts alone."""
 
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from corom.runtime.windows import WINDOW_TEXTS
 
 from .cli_options import rounds_option
 from .figures import ratio_spread, spread, text_table
+from .peak_memory import COMMAND
 from .report import output_option, say_if_equal, show
 from .texts import made_texts, read_texts
 
@@ -200,27 +200,32 @@ def _lines(path: Path, texts: Sequence[str]) -> Path:
 
 def _embed(bundle: Path, source: Path, folder: Path, engine: str, options: dict[str, Any]) -> Run:
     """Run `corom embed` in a process of its own, where its memory is its own."""
-    command = [sys.executable, "-c", "from corom.runtime.cli import main; main()", "embed"]
+    reads, writes = os.pipe()
+    command = [sys.executable, "-c", COMMAND, str(writes), "embed"]
     command += [str(bundle), "-i", str(source), "--id-column", "id", "-o", str(folder)]
     command += ["--engine", engine]
     for name in ("backend", "device", "precision", "threads", "workers", "max_length", "tuned"):
         if options.get(name) is not None:
             command += [f"--{name.replace('_', '-')}", str(options[name])]
+    if options.get("cuda_graphs") is not None:
+        command.append("--cuda-graphs" if options["cuda_graphs"] else "--no-cuda-graphs")
+    if options.get("engine_cache") == "auto":
+        command.append("--rebuild")
     start = time.perf_counter()
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
-        assert process.stderr is not None
-        said = process.stderr.read()
-        usage = _wait(process)
-    if process.returncode:
-        raise click.ClickException(f"corom embed failed: {said.decode(errors='replace')}")
-    return Run(time.perf_counter() - start, usage.ru_maxrss * 1024)
-
-
-def _wait(process: "subprocess.Popen[bytes]") -> resource.struct_rusage:
-    """Wait for a process; return what it alone used."""
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return usage
+    with os.fdopen(reads) as told:
+        process = subprocess.run(
+            command,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            pass_fds=[writes],
+            check=False,
+        )
+        seconds = time.perf_counter() - start
+        os.close(writes)
+        if process.returncode:
+            said = process.stderr.decode(errors="replace")
+            raise click.ClickException(f"corom embed failed: {said}")
+        return Run(seconds, int(told.read()))
 
 
 def _shown(value: object) -> object:

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +37,17 @@ def test_ratios_are_of_a_round_and_floors_are_compared() -> None:
     del jobs["ray"]
     local = verdicts(figures_of(10_000, [95.0, 200.0], jobs, ends))
     assert [verdict["figure"] for verdict in local].count("ray job ÷ local job") == 0
+
+
+def test_a_process_tells_its_own_peak_and_not_that_of_who_started_it() -> None:
+    child = "from corom.benchmarks.peak_memory import peak_bytes; print(peak_bytes())"
+    parent = (
+        "import subprocess, sys\n"
+        "large = b'x' * 2**29\n"
+        f"subprocess.run([sys.executable, '-c', {child!r}], check=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", parent], capture_output=True, check=True)
+    assert 2**22 < int(done.stdout) < 2**28
 
 
 def test_one_command_measures_and_judges(corom: Corom, tiny_bundle: Path, tmp_path: Path) -> None:

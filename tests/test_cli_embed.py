@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
+from corom.benchmarks.peak_memory import COMMAND
 from corom.runtime import Encoder
 
 Corom = Callable[..., subprocess.CompletedProcess[str]]
@@ -363,7 +365,9 @@ def peak_bytes(
     start: Start, bundle: Path, out: Path, lines: int, options: tuple[str, ...] = ()
 ) -> int:
     """Return the peak memory of a process that embeds so many lines from a pipe."""
-    with start("embed", bundle, "-o", out / "v.npy", *options) as process:
+    reads, writes = os.pipe()
+    words = ("-c", COMMAND, writes, "embed", bundle, "-o", out / "v.npy", *options)
+    with start(*words, program=sys.executable, pass_fds=[writes]) as process:
         assert process.stdin is not None
         for first in range(0, lines, 10_000):
             count = min(10_000, lines - first)
@@ -371,11 +375,11 @@ def peak_bytes(
             process.stdin.write(text)
         process.stdin.close()
         process.stdin = None
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0
+        os.close(writes)
+        assert process.wait() == 0
     assert np.load(out / "v.npy", mmap_mode="r").shape == (lines, 48)
-    return usage.ru_maxrss * 1024
+    with os.fdopen(reads) as told:
+        return int(told.read())
 
 
 @pytest.mark.slow

@@ -307,18 +307,18 @@ def test_ids_are_compared_whole_and_memory_stays_where_it_is() -> None:
             *(True, True, False, True, True, True, True, False)
         ]
     program = (
-        "import resource\n"
+        "from corom.benchmarks.peak_memory import peak_bytes\n"
         "from corom.runtime.seen_ids import SeenIds\n"
         "seen, peak = SeenIds(), []\n"
         "for n in range(600_000):\n"
         "    assert seen.add(f'{n * 7919 % 600_011:0150}')\n"
-        "    if n in (250_000, 599_999):\n"
-        "        peak.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+        "    if n in (450_000, 599_999):\n"
+        "        peak.append(peak_bytes())\n"
         "assert not seen.add(f'{7919:0150}')\n"
         "print(peak[1] / peak[0])\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
-    assert float(done.stdout) < 1.1  # 90 MB of ids, of which 64 are in memory
+    assert float(done.stdout) < 1.1  # 64 MB of ids are in memory by then, 90 in all
 
 
 def test_a_disk_without_room_for_ids_is_said() -> None:
