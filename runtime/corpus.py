@@ -21,7 +21,7 @@ from .row import BadRow, Columns, Row
 from .rows import STDIN, open_bytes, read_rows
 from .seen_ids import SeenIds
 from .stores import place_of
-from .urls import is_url, matching_urls, measure_url
+from .urls import is_url, matching_urls, measure_url, without_secrets
 
 
 class InputFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -184,7 +184,7 @@ def _matching(pattern: str) -> list[str]:
 def _described(name: str) -> InputFile:
     if is_url(name):
         digest, size = measure_url(name)
-        return InputFile(name=name, sha256=digest, size_bytes=size)
+        return InputFile(name=printable(name), sha256=digest, size_bytes=size)
     shown = printable(name)
     if not _is_file(name):
         return InputFile(name=shown, sha256=None, size_bytes=None)
@@ -196,7 +196,9 @@ def _described(name: str) -> InputFile:
 
 
 def printable(name: str) -> str:
-    """Return a file name for a record: names need not be UTF-8, records must."""
+    """Return a file name for a record: in UTF-8, which names need not be, and without secrets."""
+    if is_url(name):
+        return without_secrets(name)
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 

@@ -66,7 +66,8 @@ def embed_corpus(
     with folder.locked():
         done, complete = _resumed(folder, job, say)
         known_input = all(file.sha256 is not None for file in job.inputs)
-        if complete and known_input:
+        left_out = sum(shard.bad_rows for shard in done.values())
+        if complete and known_input and not (left_out and bad_rows is not None):
             return _manifest(job, done)
         shards: dict[int, Shard] = {}
         with _begun(folder, job, done):

@@ -1,6 +1,7 @@
 """Files behind URLs (s3://, gs://, hdfs://, https://, file://, …), through fsspec."""
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, cast
@@ -11,6 +12,13 @@ from .errors import CoromError, InputError, UnavailableError, missing_extra
 def is_url(name: str) -> bool:
     """Return whether this names a place that fsspec reads, and no path."""
     return "://" in name
+
+
+def without_secrets(name: str) -> str:
+    """Return a URL without who asks and, of HTTP, what is asked with, such as a signature."""
+    scheme = name.partition("://")[0]
+    name = re.sub("://[^/@]*@", "://", name)
+    return name.partition("?")[0] if scheme.endswith(("http", "https")) else name
 
 
 def matching_urls(pattern: str) -> list[str]:

@@ -491,6 +491,11 @@ def test_bad_rows_go_to_their_file_and_counts_add_up(
     assert [(s["rows"], s["bad_rows"]) for s in manifest["shards"]] == [(1, 1), (0, 2), (1, 0)]
     assert corom(*command).returncode == 0
     assert len(notes.read_text("utf-8").splitlines()) == 3
+    before, again = contents(folder), tmp_path / "again.jsonl"
+    done = corom(*(again if word == notes else word for word in command))
+    assert (done.returncode, "Complete" in done.stderr) == (0, True), done.stderr
+    assert again.read_bytes() == notes.read_bytes()
+    assert contents(folder) == before
     index = VectorIndex(folder)  # one of its shards is empty
     assert index.ids == ["1", "4"]
     assert [hit.id for hit in search(index, index.vectors[:1], 1)[0]] == ["1"]

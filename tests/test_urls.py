@@ -9,7 +9,7 @@ import pyarrow as arrow
 import pyarrow.parquet
 import pytest
 
-from corom.runtime.corpus import Corpus
+from corom.runtime.corpus import Corpus, printable
 from corom.runtime.errors import InputError, UnavailableError
 from corom.runtime.row import Columns
 
@@ -101,3 +101,16 @@ def test_embed_reads_urls(
     done = corom("embed", tiny_bundle, *where, "--text-column", "2", "--id-column", "1")
     assert done.returncode == 0, done.stderr
     assert pyarrow.parquet.read_table(tmp_path / "v")["id"].to_pylist() == ["p1", "p2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("https://host/c.jsonl?X-Sig=SECRET", "https://host/c.jsonl"),
+        ("https://user:SECRET@host:8/c.jsonl", "https://host:8/c.jsonl"),
+        ("simplecache::https://host/c.jsonl?X-Sig=SECRET", "simplecache::https://host/c.jsonl"),
+        ("s3://bucket/a@b?c", "s3://bucket/a@b?c"),
+    ],
+)
+def test_records_hold_no_secrets_of_urls(name: str, shown: str) -> None:
+    assert printable(name) == shown
