@@ -112,9 +112,20 @@ def reference_token_ids(
     ``architecture``: which tokenizer it is where no file says so. Raises ``CheckpointError`` if
     transformers cannot open it.
     """
+    encoded = _tokenizer(folder, architecture)(texts, truncation=True, max_length=max_length)
+    ids: list[list[int]] = encoded["input_ids"]
+    return ids
+
+
+def added_tokens(folder: Path, architecture: Architecture = "bert") -> list[str]:
+    """Return the tokens that transformers' own tokenizer for ``folder`` takes whole, sorted."""
+    return sorted(_tokenizer(folder, architecture).get_added_vocab())
+
+
+def _tokenizer(folder: Path, architecture: Architecture) -> Any:  # noqa: ANN401
     config = transformers.AutoConfig.for_model(architecture)
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
+        return transformers.AutoTokenizer.from_pretrained(
             folder, config=config, local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
@@ -122,6 +133,3 @@ def reference_token_ids(
             f"transformers cannot open the tokenizer in '{folder}', which corom's is compared "
             f"with: {error}"
         ) from None
-    encoded = tokenizer(texts, truncation=True, max_length=max_length)
-    ids: list[list[int]] = encoded["input_ids"]
-    return ids

@@ -45,7 +45,8 @@ class Record:
         try:
             await self._app(scope, receive, send_with_id)
             if call.status and not complete:
-                call.status, call.failure = 499, "ClientGone"  # in the middle of the answer
+                call.status = 499  # it went away in the middle of the answer
+                call.failure = "ClientGone"
         except Exception:
             # No traceback ever leaves the house.
             call.failure = "Internal"

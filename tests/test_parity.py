@@ -204,6 +204,16 @@ def test_a_graph_that_gives_nan_is_stopped(
         pass_gate(altered, variant, golden, reference)
 
 
+def test_an_added_token_that_no_text_has_is_looked_at_too(
+    make_checkpoint: Callable[..., Path], vocabulary: list[str], reference: Reference
+) -> None:
+    folder = make_checkpoint(layout="huggingface", vocab_size=len(vocabulary) + 1)
+    (folder / "added_tokens.json").write_text(json.dumps({"曲妥珠单抗": len(vocabulary)}))
+    checkpoint = load_checkpoint(resolve_source(str(folder)), Recipe(source="", pooling="cls"))
+    with pytest.raises(ParityError, match="(?s)tokenizer differs from transformers.*曲妥珠单抗"):
+        reference_golden(checkpoint, reference, ["头痛"])
+
+
 def test_a_tokenizer_that_differs_from_transformers_is_stopped(
     make_checkpoint: Callable[..., Path],
 ) -> None:
