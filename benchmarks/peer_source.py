@@ -11,7 +11,7 @@ import msgspec
 
 from corom.export.checkpoint import Checkpoint, load_checkpoint
 from corom.export.recipe import Recipe
-from corom.export.reference import Reference, reference_token_ids
+from corom.export.reference import Reference, reference_token_ids, reference_tokenizer
 from corom.export.rungs import require_rungs
 from corom.export.sources import ResolvedSource, resolve_source
 from corom.runtime.errors import CoromError, InputError, ParityError, UnavailableError
@@ -47,7 +47,7 @@ def reference_vectors(checkpoint: Checkpoint, texts: list[str], max_length: int)
 
 def token_ids(checkpoint: Checkpoint, texts: list[str], max_length: int) -> list[list[int]]:
     """Return the ids of the texts, cut to ``max_length``, special tokens included."""
-    return reference_token_ids(checkpoint.folder, texts, max_length)
+    return reference_token_ids(reference_tokenizer(checkpoint.folder), texts, max_length)
 
 
 def default_precisions(checkpoint: Checkpoint) -> tuple[str, ...]:

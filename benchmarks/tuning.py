@@ -252,6 +252,9 @@ def final(
             for way in dict.fromkeys(one.way for one in chosen)
         }
         tokens = token_count(next(iter(encoders.values())), texts)
+        together = {
+            one: enough(texts, tokens, one.batch_tokens * one.way.workers) for one in chosen
+        }
         for number in range(FINAL_ROUNDS):
             first = number * ALONE_TEXTS % len(texts)
             alone = [*texts[first:], *texts[:first]][:ALONE_TEXTS]
@@ -259,8 +262,7 @@ def final(
                 one = chosen[row]
                 encoder = encoders[one.way]
                 encoder.batch_tokens = one.batch_tokens
-                together = enough(texts, tokens, one.batch_tokens * one.way.workers)
                 latencies[one].append(alone_ms(encoder, alone, seconds))
-                rates[one].append(throughput(encoder, together, seconds))
+                rates[one].append(throughput(encoder, together[one], seconds))
             after_round()
     return [Final(one, spread(latencies[one]), spread(rates[one])) for one in chosen]

@@ -13,7 +13,7 @@ from corom.runtime.verify import measure
 
 from .checkpoint import Checkpoint
 from .drift import first_drift, layer_drifts
-from .reference import Reference, added_tokens, reference_token_ids
+from .reference import Reference, reference_token_ids, reference_tokenizer
 
 NOTHING_PUBLISHED = "Nothing was published."
 GOLDEN_TEXTS = 32
@@ -86,11 +86,11 @@ def reference_golden(checkpoint: Checkpoint, reference: Reference, texts: list[s
     tokenizer = Tokenizer(
         checkpoint.tokenizer_json, checkpoint.max_length, checkpoint.config.max_positions
     )
-    architecture = checkpoint.config.architecture
+    theirs = reference_tokenizer(checkpoint.folder, checkpoint.config.architecture)
     # Hardly any text has a token that was added, which a file may name that corom does not read.
-    added = [f"头 {token} 痛" for token in added_tokens(checkpoint.folder, architecture)]
+    added = [f"头 {token} 痛" for token in sorted(theirs.get_added_vocab())]
     checked = [*texts, *added]
-    expected = reference_token_ids(checkpoint.folder, checked, checkpoint.max_length, architecture)
+    expected = reference_token_ids(theirs, checked, checkpoint.max_length)
     for text, want, got in zip(checked, expected, tokenizer(checked).ids, strict=True):
         if want != got:
             raise ParityError(

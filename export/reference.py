@@ -104,25 +104,12 @@ class Reference:
         return hidden
 
 
-def reference_token_ids(
-    folder: Path, texts: list[str], max_length: int, architecture: Architecture = "bert"
-) -> list[list[int]]:
-    """Return the ids that transformers' own tokenizer for ``folder`` gives the texts.
+def reference_tokenizer(folder: Path, architecture: Architecture = "bert") -> Any:  # noqa: ANN401
+    """Return transformers' own tokenizer for ``folder``.
 
-    ``architecture``: which tokenizer it is where no file says so. Raises ``CheckpointError`` if
+    ``architecture``: which one it is where no file says so. Raises ``CheckpointError`` if
     transformers cannot open it.
     """
-    encoded = _tokenizer(folder, architecture)(texts, truncation=True, max_length=max_length)
-    ids: list[list[int]] = encoded["input_ids"]
-    return ids
-
-
-def added_tokens(folder: Path, architecture: Architecture = "bert") -> list[str]:
-    """Return the tokens that transformers' own tokenizer for ``folder`` takes whole, sorted."""
-    return sorted(_tokenizer(folder, architecture).get_added_vocab())
-
-
-def _tokenizer(folder: Path, architecture: Architecture) -> Any:  # noqa: ANN401
     config = transformers.AutoConfig.for_model(architecture)
     try:
         return transformers.AutoTokenizer.from_pretrained(
@@ -133,3 +120,9 @@ def _tokenizer(folder: Path, architecture: Architecture) -> Any:  # noqa: ANN401
             f"transformers cannot open the tokenizer in '{folder}', which corom's is compared "
             f"with: {error}"
         ) from None
+
+
+def reference_token_ids(theirs: Any, texts: list[str], max_length: int) -> list[list[int]]:  # noqa: ANN401
+    """Return the ids that a tokenizer of transformers gives the texts."""
+    ids: list[list[int]] = theirs(texts, truncation=True, max_length=max_length)["input_ids"]
+    return ids

@@ -182,10 +182,10 @@ def _matching(pattern: str) -> list[str]:
 
 
 def _described(name: str) -> InputFile:
+    shown = printable(name)
     if is_url(name):
         digest, size = measure_url(name)
-        return InputFile(name=printable(name), sha256=digest, size_bytes=size)
-    shown = printable(name)
+        return InputFile(name=shown, sha256=digest, size_bytes=size)
     if not _is_file(name):
         return InputFile(name=shown, sha256=None, size_bytes=None)
     try:

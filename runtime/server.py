@@ -29,8 +29,7 @@ Handler = Callable[[Request, Exception], Awaitable[Response]]
 def build_app(service: Service, metrics: Metrics, tracing: "Tracing | None" = None) -> Any:  # noqa: ANN401
     """Return the ASGI application."""
     settings = service.settings
-    routes = Routes(service, metrics)
-    table = routes.table()
+    table = Routes(service, metrics).table()
 
     async def failed(request: Request, error: Exception) -> Response:
         assert isinstance(error, CoromError)
@@ -51,7 +50,8 @@ def build_app(service: Service, metrics: Metrics, tracing: "Tracing | None" = No
     }
     router = Starlette(routes=table, exception_handlers=handlers)
     router.router.redirect_slashes = False
-    app: Any = Direct(router, routes.posted, handlers)
+    posted = {route.path: route.endpoint for route in table if "POST" in (route.methods or ())}
+    app: Any = Direct(router, posted, handlers)
     if settings.api_keys:
         app = Key(app, settings.api_keys)
     if settings.cors_allow_origin:

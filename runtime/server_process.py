@@ -131,10 +131,9 @@ class Supervisor:
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             if select.select([self._signals], [], [], left)[0]:
-                for number in self._signals.recv(64):
-                    if number in STOP:
-                        self._stopped_by = number
-                        return True
+                for number in self._stops():
+                    self._stopped_by = number
+                    return True
         return False
 
     def _say_ready(self) -> None:
@@ -147,10 +146,12 @@ class Supervisor:
             message = json_line(time.time(), level, "corom.serve.supervisor", message)
         click.echo(message, err=True)
 
+    def _stops(self) -> list[int]:
+        """Return the signals to stop that came."""
+        return [number for number in self._signals.recv(64) if number in STOP]
+
     def _stop(self, worker: subprocess.Popen[bytes]) -> None:
-        for number in self._signals.recv(64):
-            if number not in STOP:
-                continue
+        for number in self._stops():
             if self._stopped_by is not None:
                 worker.kill()  # asked twice
                 return

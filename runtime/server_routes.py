@@ -45,9 +45,6 @@ TEXT_CHARACTERS = 2
 class Routes:
     """The endpoints, over one service."""
 
-    posted: dict[str, Endpoint]
-    """What answers a POST, by path."""
-
     def __init__(self, service: Service, metrics: Metrics) -> None:
         self._service, self._settings = service, service.settings
         self._exposition = metrics.exposition
@@ -78,9 +75,8 @@ class Routes:
             "/metrics": self._metrics,
             "/openapi.json": self._openapi,
         }
-        self.posted = {path: self._post(kind, f) for path, (kind, f) in posts.items()}
         return [
-            *(Route(path, endpoint, methods=["POST"]) for path, endpoint in self.posted.items()),
+            *(Route(p, self._post(kind, f), methods=["POST"]) for p, (kind, f) in posts.items()),
             *(Route(path, endpoint, methods=["GET"]) for path, endpoint in gets.items()),
         ]
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from corom.export.checkpoint import Checkpoint, load_checkpoint
 from corom.export.errors import CheckpointError
 from corom.export.recipe import Recipe
-from corom.export.reference import reference_token_ids
+from corom.export.reference import reference_token_ids, reference_tokenizer
 from corom.export.sources import ResolvedSource
 from corom.runtime.tokens import Tokenizer
 
@@ -98,7 +98,8 @@ def test_modelscope_type_stands_in_for_model_type(copy: Callable[..., Path]) -> 
     checkpoint = load(folder)
     assert checkpoint.config.architecture == "bert"
     # transformers opens the tokenizer to compare with, though no file names it.
-    ids = reference_token_ids(folder, ["头痛"], 128, checkpoint.config.architecture)
+    theirs = reference_tokenizer(folder, checkpoint.config.architecture)
+    ids = reference_token_ids(theirs, ["头痛"], 128)
     assert ids == Tokenizer(checkpoint.tokenizer_json, 128, 160)(["头痛"]).ids
 
 
@@ -109,7 +110,7 @@ def test_a_tokenizer_that_transformers_cannot_open_is_named(copy: Callable[..., 
     )
     (folder / "vocab.txt").unlink()
     with pytest.raises(CheckpointError, match="transformers cannot open the tokenizer in"):
-        reference_token_ids(folder, ["头痛"], 128)
+        reference_tokenizer(folder)
 
 
 def test_sentence_transformers_layout(make_checkpoint: MakeCheckpoint) -> None:
