@@ -19,8 +19,9 @@ from .peer_process import PeerError, PeerProcess, worker_command
 RUNG = [sys.executable, "-m", "corom.benchmarks.rung_worker"]
 WARM_TEXTS = 64
 TURN_SECONDS = 1.0
-"""What a turn of many texts takes at least, for all alike: how long a CPU needs to be at full speed
-again after it was idle would count most for who is fastest."""
+"""What a turn takes at least, of one text at a time and of many, for all alike: how long a CPU
+needs to be at full speed again after it was idle, and the one before to let go of it (threads of
+OpenMP wait busily for 0.2 s), would count most for who is fastest."""
 CALLER_SECONDS = 2.0
 
 
@@ -130,7 +131,7 @@ def warm(entries: Sequence[Entry], texts: list[str], threads: int) -> None:
     """Let every contestant see the texts, and choose the setting that is fastest for it."""
 
     def choose(entry: Entry, process: PeerProcess) -> None:
-        process.ask("latency", texts=texts[:WARM_TEXTS])
+        process.ask("latency", texts=texts[:WARM_TEXTS], seconds=0)
         settings = sorted({1, threads}) if entry.contestant.ours else BATCHES
         seconds = {}
         for setting in (settings[0], *settings):  # the first call of all is no measure
@@ -156,7 +157,8 @@ def play(
     """
 
     def measure(entry: Entry, process: PeerProcess) -> None:
-        entry.latencies.append(process.ask("latency", texts=latency_texts)["seconds"])
+        answer = process.ask("latency", texts=latency_texts, seconds=TURN_SECONDS)
+        entry.latencies.append(answer["seconds"])
         answer = process.ask("throughput", texts=texts, setting=entry.setting, seconds=TURN_SECONDS)
         entry.rates.append(len(texts) / answer["seconds"])
         if entry.contestant.ours and callers:

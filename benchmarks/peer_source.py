@@ -11,9 +11,10 @@ import msgspec
 
 from corom.export.checkpoint import Checkpoint, load_checkpoint
 from corom.export.recipe import Recipe
-from corom.export.reference import Reference, reference_token_ids, reference_tokenizer
+from corom.export.reference import Reference
 from corom.export.rungs import require_rungs
 from corom.export.sources import ResolvedSource, resolve_source
+from corom.export.tokenizer import reference_token_ids, reference_tokenizer
 from corom.runtime.errors import CoromError, InputError, ParityError, UnavailableError
 from corom.runtime.manifest import MANIFEST_NAME, Manifest, Pooling, Precision, load_manifest
 from corom.runtime.vectors import Vectors

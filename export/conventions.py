@@ -11,6 +11,7 @@ from typing import Any, cast, get_args
 import msgspec
 
 from corom.runtime.manifest import Pooling, Similarity
+from corom.runtime.options import passage_prompt
 
 from .config import read_json
 from .errors import CheckpointError
@@ -22,6 +23,31 @@ _MODELSCOPE_POOLINGS: dict[str, Pooling] = {"cls": "cls", "avg": "mean"}
 _MODULES = ("Transformer", "Pooling", "Normalize")
 # sentence-transformers names this file after the architecture of the day.
 _SENTENCE_CONFIGS = ("bert", "roberta", "xlm-roberta", "xlm_roberta")
+# What that file may hold beside the length and the case, and the values that change no vector.
+_WITHOUT_EFFECT: dict[str, tuple[object, ...]] = {
+    "transformer_task": ("feature-extraction",),
+    "modality_config": (
+        None,
+        {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+    ),
+    "module_output_name": ("token_embeddings",),
+    "unpad_inputs": (None, False, True),
+    "processing_kwargs": (None, {}),
+    "query_length": (None,),
+    "document_length": (None,),
+    "query_expansion": (None,),
+    "tokenizer_name_or_path": (None,),
+}
+# And of arguments for transformers, those without effect: how to execute, not what.
+_MODEL_ARGUMENTS = {"attn_implementation", "torch_dtype", "dtype", "trust_remote_code"}
+_ARGUMENTS = {
+    "model_args": _MODEL_ARGUMENTS,
+    "model_kwargs": _MODEL_ARGUMENTS,
+    "tokenizer_args": {"trust_remote_code"},
+    "processor_kwargs": {"trust_remote_code"},
+    "config_args": {"trust_remote_code"},
+    "config_kwargs": {"trust_remote_code"},
+}
 
 
 @dataclass(frozen=True)
@@ -46,8 +72,8 @@ def read_conventions(folder: Path) -> Conventions:
     """Return what the files in ``folder`` say; see the module for the layouts.
 
     Defaults follow sentence-transformers: no normalization without a Normalize module, cosine
-    similarity. ModelScope's are no normalization, inner product, [CLS], 128 tokens. Raises
-    ``CheckpointError`` for anything that corom cannot reproduce.
+    similarity, empty prompts for queries and documents. ModelScope's are no normalization, inner
+    product, [CLS], 128 tokens. Raises ``CheckpointError`` for what corom cannot reproduce.
     """
     if (folder / "modules.json").is_file():
         return _sentence_transformers(folder)
@@ -71,6 +97,8 @@ def _sentence_transformers(folder: Path) -> Conventions:
         )
     places = [_inside(folder, str(module.get("path") or "")) for module in modules]
     sentence = _sentence_config(places[0])
+    if len(kinds) == 3:
+        _refuse_other_vector(places[2] / "config.json")
     settings = read_json(folder / "config_sentence_transformers.json") or {}
     name = settings.get("default_prompt_name")
     return Conventions(
@@ -100,7 +128,7 @@ def _modelscope(folder: Path, configuration: dict[str, Any]) -> Conventions:
             "which corom does not do."
         )
     pooler = model.get("emb_pooler_type", "cls")
-    if pooler not in _MODELSCOPE_POOLINGS:
+    if not isinstance(pooler, str) or pooler not in _MODELSCOPE_POOLINGS:
         raise CheckpointError(
             f"'{path}' has emb_pooler_type {pooler!r}, which corom does not export. "
             f"Supported: {', '.join(_MODELSCOPE_POOLINGS)}."
@@ -140,11 +168,25 @@ def _pooling(path: Path) -> Pooling:
 
 
 def _prompts(folder: Path, prompts: object) -> dict[str, str]:
+    """Return the prompts; queries and documents have one always, so that none gets the default.
+
+    The library asks for "document" before "passage", which so is never reached. Who names a prompt
+    "passage" and none "document" means it for them, so it is taken here.
+    """
     try:
-        return msgspec.convert(prompts or {}, dict[str, str])
+        saved = msgspec.convert(prompts or {}, dict[str, str])
     except msgspec.ValidationError as error:
         path = folder / "config_sentence_transformers.json"
         raise CheckpointError(f"'{path}' has prompts that are not text: {error}.") from None
+    return {"query": "", passage_prompt(saved): ""} | saved
+
+
+def _refuse_other_vector(path: Path) -> None:
+    """Refuse a Normalize module that scales anything but the sentence's vector."""
+    for key in ("module_input_name", "module_output_name"):
+        value = (read_json(path) or {}).get(key)
+        if value not in (None, "sentence_embedding"):
+            raise CheckpointError(f"'{path}' has {key} {value!r}, which corom does not export.")
 
 
 def _similarity(folder: Path, name: object) -> Similarity:
@@ -159,11 +201,27 @@ def _similarity(folder: Path, name: object) -> Similarity:
 
 
 def _sentence_config(folder: Path) -> dict[str, Any]:
+    """Return the settings of the Transformer module; refuses those that corom would not heed."""
     for kind in _SENTENCE_CONFIGS:
-        settings = read_json(folder / f"sentence_{kind}_config.json")
-        if settings is not None:
+        path = folder / f"sentence_{kind}_config.json"
+        settings = read_json(path)
+        if settings:
+            for key, value in settings.items():
+                if key not in ("max_seq_length", "do_lower_case") and not _without_effect(
+                    key, value
+                ):
+                    raise CheckpointError(
+                        f"'{path}' has {key} {value!r}, which corom does not reproduce. If the "
+                        "vectors do not depend on it, remove it from a copy of the checkpoint."
+                    )
             return settings
     return {}
+
+
+def _without_effect(key: str, value: object) -> bool:
+    if key in _ARGUMENTS:
+        return not value or (isinstance(value, dict) and set(value) <= _ARGUMENTS[key])
+    return value in _WITHOUT_EFFECT.get(key, ())
 
 
 def _length(value: object, path: Path) -> int | None:
@@ -174,6 +232,6 @@ def _length(value: object, path: Path) -> int | None:
 
 def _inside(folder: Path, path: str) -> Path:
     inner = folder / path
-    if not inner.resolve().is_relative_to(folder.resolve()):
-        raise CheckpointError(f"modules.json names '{path}', a path outside the checkpoint.")
+    if "\0" in path or not inner.resolve().is_relative_to(folder.resolve()):
+        raise CheckpointError(f"modules.json names {path!r}, a path outside the checkpoint.")
     return inner

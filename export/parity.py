@@ -13,7 +13,8 @@ from corom.runtime.verify import measure
 
 from .checkpoint import Checkpoint
 from .drift import first_drift, layer_drifts
-from .reference import Reference, reference_token_ids, reference_tokenizer
+from .reference import Reference
+from .tokenizer import reference_token_ids, reference_tokenizer
 
 NOTHING_PUBLISHED = "Nothing was published."
 GOLDEN_TEXTS = 32
@@ -87,7 +88,7 @@ def reference_golden(checkpoint: Checkpoint, reference: Reference, texts: list[s
         checkpoint.tokenizer_json, checkpoint.max_length, checkpoint.config.max_positions
     )
     theirs = reference_tokenizer(checkpoint.folder, checkpoint.config.architecture)
-    # Hardly any text has a token that was added, which a file may name that corom does not read.
+    # Hardly any text has a token that was added.
     added = [f"头 {token} 痛" for token in sorted(theirs.get_added_vocab())]
     checked = [*texts, *added]
     expected = reference_token_ids(theirs, checked, checkpoint.max_length)

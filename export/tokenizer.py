@@ -1,49 +1,37 @@
-"""tokenizer.json for the runtime: the checkpoint's own, or WordPiece built from its vocab.txt.
+"""tokenizer.json for the runtime: the tokenizer that transformers opens, written down.
 
-Built or read, it gives the ids that transformers' tokenizer for the same folder gives.
+transformers reads half a dozen files and settings, which differ by version and by class; whoever
+reads them a second time gets some checkpoint wrong. So it reads them, and what it made is kept.
 """
 
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+import transformers
 
-from .config import EncoderConfig, read_json
+from .config import Architecture, EncoderConfig, read_json
 from .errors import CheckpointError, listed
-
-_SPECIAL_TOKENS = {
-    "unk_token": "[UNK]",
-    "sep_token": "[SEP]",
-    "pad_token": "[PAD]",
-    "cls_token": "[CLS]",
-    "mask_token": "[MASK]",
-}
 
 
 def tokenizer_json(folder: Path, config: EncoderConfig) -> bytes:
     """Return a tokenizer.json without truncation and padding for the checkpoint in ``folder``.
 
-    Raises ``CheckpointError`` if there is neither tokenizer.json nor vocab.txt, if the vocabulary
-    is larger than the embedding table, or if texts get no special tokens at both ends.
+    Raises ``CheckpointError`` if there is neither tokenizer.json nor vocab.txt, if transformers
+    cannot open the tokenizer or puts a word where no file does, if the vocabulary is larger than
+    the embedding table, or if texts get no special tokens at both ends.
     """
-    settings = read_json(folder / "tokenizer_config.json") or {}
-    if settings.get("truncation_side", "right") != "right":
+    _refuse_settings(folder, config)
+    theirs = reference_tokenizer(folder, config.architecture)
+    if not theirs.is_fast:
         raise CheckpointError(
-            f"'{folder / 'tokenizer_config.json'}' cuts long texts on the left (truncation_side), "
-            "which a bundle does not. Remove the line, and ask for it: truncate='left'."
+            f"the tokenizer in '{folder}' is {type(theirs).__name__}, which has no tokenizer.json "
+            "(it runs in Python only). corom exports those that have one."
         )
-    if (folder / "tokenizer.json").is_file():
-        tokenizer = _own(folder / "tokenizer.json", settings, config)
-    elif (folder / "vocab.txt").is_file():
-        tokenizer = _word_piece(folder, settings, config)
-    else:
-        raise CheckpointError(
-            f"'{folder}' has neither tokenizer.json nor vocab.txt. Save the tokenizer with "
-            "transformers: AutoTokenizer.from_pretrained(…).save_pretrained(folder)."
-        )
+    tokenizer: tokenizers.Tokenizer = theirs.backend_tokenizer
     tokenizer.no_padding()
     tokenizer.no_truncation()
+    _refuse_guessed_ids(folder, tokenizer)
     largest = max(tokenizer.get_vocab().values(), default=0)
     if largest >= config.vocab_size:
         raise CheckpointError(
@@ -59,102 +47,91 @@ def tokenizer_json(folder: Path, config: EncoderConfig) -> bytes:
     return tokenizer.to_str().encode()
 
 
-def _own(path: Path, settings: dict[str, Any], config: EncoderConfig) -> tokenizers.Tokenizer:
+def reference_tokenizer(folder: Path, architecture: Architecture = "bert") -> Any:  # noqa: ANN401
+    """Return transformers' own tokenizer for ``folder``.
+
+    ``architecture``: which one it is where no file says so. Raises ``CheckpointError`` if
+    transformers cannot open it.
+    """
+    config = transformers.AutoConfig.for_model(architecture)
     try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise CheckpointError(f"'{path}' cannot be read: {error}. Download it again.") from None
-    # transformers' BertTokenizer takes these from tokenizer_config.json, or else its own defaults,
-    # whatever tokenizer.json says: the vectors that users know were made that way.
-    if _is_bert(settings, config) and isinstance(tokenizer.normalizer, normalizers.BertNormalizer):
-        tokenizer.normalizer = _bert_normalizer(settings)
-    return tokenizer
+        return transformers.AutoTokenizer.from_pretrained(
+            folder, config=config, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # whatever a setting of the wrong kind leads to
+        raise CheckpointError(
+            f"transformers cannot open the tokenizer in '{folder}': {type(error).__name__}: {error}"
+        ) from None
 
 
-def _word_piece(
-    folder: Path, settings: dict[str, Any], config: EncoderConfig
-) -> tokenizers.Tokenizer:
-    """Build the tokenizer that transformers' BertTokenizer is for a folder with vocab.txt."""
-    if not _is_bert(settings, config):
+def reference_token_ids(theirs: Any, texts: list[str], max_length: int) -> list[list[int]]:  # noqa: ANN401
+    """Return the ids that a tokenizer of transformers gives the texts."""
+    ids: list[list[int]] = theirs(texts, truncation=True, max_length=max_length)["input_ids"]
+    return ids
+
+
+def _refuse_settings(folder: Path, config: EncoderConfig) -> None:
+    """Refuse files that transformers reads otherwise than whoever wrote them meant."""
+    path = folder / "tokenizer_config.json"
+    settings = read_json(path) or {}
+    if settings.get("truncation_side", "right") != "right":
+        raise CheckpointError(
+            f"'{path}' cuts long texts on the left (truncation_side), which a bundle does not. "
+            "Remove the line, and ask for it: truncate='left'."
+        )
+    if (folder / "tokenizer.json").is_file():
+        try:
+            tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # the library raises bare Exception
+            raise CheckpointError(
+                f"'{folder / 'tokenizer.json'}' cannot be read: {error}. Download it again."
+            ) from None
+        return
+    if not (folder / "vocab.txt").is_file():
+        raise CheckpointError(
+            f"'{folder}' has neither tokenizer.json nor vocab.txt. Save the tokenizer with "
+            "transformers: AutoTokenizer.from_pretrained(…).save_pretrained(folder)."
+        )
+    kind = settings.get("tokenizer_class") or config.architecture
+    if not str(kind).lower().startswith("bert"):
         raise CheckpointError(
             f"'{folder}' has vocab.txt and no tokenizer.json, but its tokenizer is not "
             "BertTokenizer. Save a tokenizer.json with transformers."
         )
     if settings.get("do_basic_tokenize") is False or settings.get("never_split"):
         raise CheckpointError(
-            f"'{folder / 'tokenizer_config.json'}' sets do_basic_tokenize or never_split, which "
-            "only the slow BertTokenizer of old transformers knows."
+            f"'{path}' sets do_basic_tokenize or never_split, which only the slow BertTokenizer of "
+            "old transformers knows."
         )
-    special = _special_tokens(folder, settings)
-    # Text mode, as transformers reads it: lines end with \n or \r\n and nothing else is stripped.
-    with (folder / "vocab.txt").open(encoding="utf-8") as file:
-        try:
-            vocabulary = {line.rstrip("\n"): row for row, line in enumerate(file)}
-        except UnicodeDecodeError as error:
-            raise CheckpointError(f"'{folder / 'vocab.txt'}' is not UTF-8: {error}.") from None
-    added = _added_tokens(folder, settings) | {str(token): token for token in special.values()}
-    missing = [token for token in added if token not in vocabulary]
-    if missing:
+    try:
+        (folder / "vocab.txt").read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"'{folder / 'vocab.txt'}' is not UTF-8: {error}.") from None
+
+
+def _refuse_guessed_ids(folder: Path, tokenizer: tokenizers.Tokenizer) -> None:
+    """Refuse words that transformers put behind the vocabulary where no file gives that id.
+
+    A vocab.txt that is cut short has no [CLS]: it would get the row of another word.
+    """
+    words = tokenizer.get_vocab(with_added_tokens=False)
+    given = _given_ids(folder)
+    guessed = [
+        token.content
+        for row, token in sorted(tokenizer.get_added_tokens_decoder().items())
+        if token.content not in words and given.get(token.content) != row
+    ]
+    if guessed:
         raise CheckpointError(
-            f"'{folder / 'vocab.txt'}' lacks the special tokens {listed(missing)}. It is cut short "
-            "or of another checkpoint."
+            f"the vocabulary in '{folder}' lacks the tokens {listed(guessed)}, and no file gives "
+            "their ids. It is cut short or of another checkpoint."
         )
-    cls, sep = special["cls_token"].content, special["sep_token"].content
-    tokenizer = tokenizers.Tokenizer(
-        models.WordPiece(vocabulary, unk_token=special["unk_token"].content)
-    )
-    tokenizer.normalizer = _bert_normalizer(settings)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece(prefix="##")
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{cls}:0 $A:0 {sep}:0",
-        pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
-        special_tokens=[(cls, vocabulary[cls]), (sep, vocabulary[sep])],
-    )
-    tokenizer.add_special_tokens([token for token in added.values() if token.special])
-    tokenizer.add_tokens([token for token in added.values() if not token.special])
-    return tokenizer
 
 
-def _is_bert(settings: dict[str, Any], config: EncoderConfig) -> bool:
-    kind = settings.get("tokenizer_class") or config.architecture
-    return str(kind).lower().startswith("bert")
-
-
-def _bert_normalizer(settings: dict[str, Any]) -> normalizers.BertNormalizer:
-    return normalizers.BertNormalizer(
-        clean_text=True,
-        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
-        strip_accents=settings.get("strip_accents"),
-        lowercase=settings.get("do_lower_case", True),
-    )
-
-
-def _special_tokens(folder: Path, settings: dict[str, Any]) -> dict[str, tokenizers.AddedToken]:
-    """Return the five special tokens; special_tokens_map.json goes before tokenizer_config.json."""
-    mapped = read_json(folder / "special_tokens_map.json") or {}
-    return {
-        role: _token(mapped.get(role) or settings.get(role) or default)
-        for role, default in _SPECIAL_TOKENS.items()
-    }
-
-
-def _added_tokens(folder: Path, settings: dict[str, Any]) -> dict[str, tokenizers.AddedToken]:
-    mapped = read_json(folder / "special_tokens_map.json") or {}
-    more = mapped.get("additional_special_tokens") or settings.get("additional_special_tokens")
-    tokens = [_token(value) for value in more or ()]
-    tokens += [_token(value) for value in (settings.get("added_tokens_decoder") or {}).values()]
-    return {token.content: token for token in tokens}
-
-
-def _token(value: Any) -> tokenizers.AddedToken:  # noqa: ANN401 - whatever JSON holds
-    if isinstance(value, str):
-        return tokenizers.AddedToken(value, normalized=False, special=True)
-    if not isinstance(value, dict) or not isinstance(value.get("content"), str):
-        raise CheckpointError(f"{value!r} is no special token: it must be text, or have content.")
-    flags = ("single_word", "lstrip", "rstrip", "normalized")
-    return tokenizers.AddedToken(
-        value["content"],
-        special=value.get("special", True),
-        **{flag: bool(value.get(flag, False)) for flag in flags},
-    )
+def _given_ids(folder: Path) -> dict[str, int]:
+    """Return the ids of added tokens, in whichever of three files they are given."""
+    of_library = (read_json(folder / "tokenizer.json") or {}).get("added_tokens") or ()
+    of_settings = (read_json(folder / "tokenizer_config.json") or {}).get("added_tokens_decoder")
+    given: dict[str, int] = dict(read_json(folder / "added_tokens.json") or {})
+    given |= {token["content"]: int(row) for row, token in (of_settings or {}).items()}
+    return given | {token["content"]: token["id"] for token in of_library}

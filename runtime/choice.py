@@ -3,14 +3,15 @@
 import logging
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from .availability import why_not, why_not_auto
 from .backend import choose_backend, choose_variant
 from .cpus import available_cpus
 from .engine_cache import EngineCache
+from .errors import InputError
 from .manifest import Manifest, Variant
-from .options import positive
+from .options import cpu_count
 from .tuning import Goal, Winner, check_tuned, find_winner, leaves_open
 
 logger = logging.getLogger("corom")
@@ -59,6 +60,8 @@ def choose(folder: Path, manifest: Manifest, asked: Asked) -> Choice:
     cannot = partial(reason, folder, manifest, precision, engine_cache)
     name, device = choose_backend(backend, device, cannot, precision)
     check_tuned(tuned)
+    if engine_cache not in get_args(EngineCache):
+        raise InputError(f"engine_cache is {engine_cache!r}; allowed: 'auto', 'off'.")
     adaptive = adaptive and workers is None and device == "cpu"
     winner = None
     if tuned != "off" and leaves_open(asked._asdict()):
@@ -80,9 +83,9 @@ def choose(folder: Path, manifest: Manifest, asked: Asked) -> Choice:
             threads, workers = winner.cpus, None
     variant = choose_variant(manifest, precision, name, device)
     if workers is not None:
-        positive("workers", workers)
+        cpu_count("workers", workers)
     share = max(1, available_cpus() // (workers or 1))
-    threads = share if threads is None else positive("threads", threads)
+    threads = share if threads is None else cpu_count("threads", threads)
     all_threads = None
     if adaptive and threads > 1:
         threads, workers, all_threads = 1, threads, threads

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from .errors import InputError
-from .row import NOT_UTF8, BadRow, Columns, Rows, column_twice, no_column, row_of
+from .row import NOT_UTF8, BadRow, Columns, Rows, column_twice, is_unicode, no_column, row_of
 
 LARGEST_FIELD = 1 << 24
 """Characters of a CSV's field: more is a quote that was never closed."""
@@ -70,6 +70,9 @@ def _delimited(
     places = [int(column) - 1 for column in columns.wanted] if numbered else []
     width = 0
     for number, fields in records:
+        if not places and not (isinstance(fields, list) and is_unicode("".join(fields))):
+            reason = fields if isinstance(fields, str) else NOT_UTF8
+            raise InputError(f"the header of '{name}' cannot be used: {reason}.")
         if not isinstance(fields, list):
             yield BadRow(number, NOT_UTF8 if fields is None else fields)
         elif not places:

@@ -6,6 +6,7 @@ free, and what is done when one fails, is the backend's business.
 
 import logging
 from collections import OrderedDict
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import numpy as np
@@ -67,9 +68,17 @@ class Lane:
         self._slots: OrderedDict[Bucket, Slot] = OrderedDict()
         self._scratch, self._scratch_bytes = 0, 0
         self._running: tuple[Slot, int] | None = None
-        self.stream = device.stream()
-        self._in, self._out = device.pinned(in_bytes), device.pinned(out_bytes)
-        self._device_in, self._device_out = device.allocate(in_bytes), device.allocate(out_bytes)
+        with ExitStack() as undo:  # a lane that memory is too short for leaves none of it taken
+            self.stream = device.stream()
+            undo.callback(device.free_stream, self.stream)
+            self._in = device.pinned(in_bytes)
+            undo.callback(device.free_pinned, self._in)
+            self._out = device.pinned(out_bytes)
+            undo.callback(device.free_pinned, self._out)
+            self._device_in = device.allocate(in_bytes)
+            undo.callback(device.free, self._device_in)
+            self._device_out = device.allocate(out_bytes)
+            undo.pop_all()
 
     def start(self, batch: Batch, bucket: Bucket) -> None:
         """Pack a batch that fits the bucket and begin to execute it.

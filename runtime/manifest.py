@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from .errors import BundleError
+from .errors import BundleError, InputError
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 1
@@ -159,6 +159,8 @@ def load_manifest(bundle: Path) -> Manifest:
     """
     path = bundle / MANIFEST_NAME
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise BundleError(f"'{path}' is no file. Export the bundle again.")
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         reason, place = "there is no such folder", str(bundle)
@@ -171,6 +173,8 @@ def load_manifest(bundle: Path) -> Manifest:
         ) from None
     except OSError as error:
         raise BundleError(f"'{path}' cannot be read: {error.strerror}.") from None
+    except ValueError:
+        raise InputError(f"{str(bundle)!r} is no path: it holds a NUL character.") from None
     try:
         version = msgspec.json.decode(content, type=_Version).schema_version
         if version > SCHEMA_VERSION:
@@ -188,6 +192,20 @@ def load_manifest(bundle: Path) -> Manifest:
     for variant in manifest.variants:
         manifest.entry(variant.file)
     return manifest
+
+
+def identity(manifest: Manifest) -> str:
+    """Return a hash of all that a text's vector depends on, except the precision."""
+    parts = (
+        manifest.source.weights_sha256,
+        manifest.entry("tokenizer.json").sha256,
+        manifest.pooling,
+        manifest.normalize,
+        manifest.max_length,
+        manifest.prompts,
+        manifest.default_prompt_name,
+    )
+    return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
 
 
 def save_manifest(manifest: Manifest, bundle: Path) -> None:

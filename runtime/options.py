@@ -9,6 +9,9 @@ from .tokens import Truncate, check_text, check_truncate
 from .vectors import Vectors, check_dimension, normalize, shorten
 
 Item = TypeVar("Item")
+MOST_CPUS = 4096
+"""No more threads are begun: an operating system that is asked for them says only that it failed.
+"""
 PASSAGE_PROMPTS = ("document", "passage", "corpus")
 """Names of the prompt of passages; the first that there is, as in sentence-transformers."""
 
@@ -78,6 +81,8 @@ def _prefix(manifest: Manifest, prompt: str | None, prompt_name: str | None) -> 
         if prompt_name is not None:
             raise InputError(f"prompt and prompt_name ('{prompt_name}') were given: pass one.")
         return prompt
+    if prompt_name is not None:
+        check_text(prompt_name, "prompt_name")
     name = manifest.default_prompt_name if prompt_name is None else prompt_name
     if name is None:
         return ""
@@ -117,6 +122,13 @@ def as_texts(texts: Iterable[Item]) -> tuple[Iterable[Item], int | None]:
             f"the input is {type(texts).__name__}; pass one str, or a list or generator of str."
         )
     return texts, len(texts) if isinstance(texts, Sized) else None
+
+
+def cpu_count(name: str, value: int) -> int:
+    """Return a number of threads or executions; raises ``InputError`` for one no machine has."""
+    if positive(name, value) > MOST_CPUS:
+        raise InputError(f"{name} is {value}; it can be {MOST_CPUS} at most.")
+    return value
 
 
 def positive(name: str, value: int) -> int:

@@ -10,12 +10,15 @@ from typing import Any, cast
 
 from .batcher import DynamicBatcher
 from .encoder import Encoder
+from .errors import InputTypeError
 from .late_encoder import LateEncoder
 from .manifest import load_manifest
 from .options import EncodeOptions, TextOptions, check_options, with_document_prompt, with_prompt
 from .vectors import Vectors
 
 _ASKED_OF_A_VECTOR = ("normalize_embeddings", "truncate_dim", "truncate")
+VECTOR_OPTIONS = (*_ASKED_OF_A_VECTOR, "max_length")
+"""Options that change what a vector is; the others, how it comes about."""
 
 
 class RetrievalEncoder:
@@ -54,19 +57,19 @@ class RetrievalEncoder:
 
     def queries(self, texts: list[str], **options: Any) -> Vectors:  # noqa: ANN401
         """Return the vectors (N, H) of queries."""
-        return self.open().encode(texts, **self._query, **options)
+        return self.open().encode(_series(texts), **self._query, **options)
 
     def documents(self, texts: list[str], **options: Any) -> Vectors:  # noqa: ANN401
         """Return the vectors (N, H) of documents."""
-        return self.open().encode(texts, **self._document, **options)
+        return self.open().encode(_series(texts), **self._document, **options)
 
     async def aqueries(self, texts: list[str]) -> Vectors:
         """Return the vectors (N, H) of queries."""
-        return await (await self._open_batcher()).aencode(texts, **self._query)
+        return await (await self._open_batcher()).aencode(_series(texts), **self._query)
 
     async def adocuments(self, texts: list[str]) -> Vectors:
         """Return the vectors (N, H) of documents."""
-        return await (await self._open_batcher()).aencode(texts, **self._document)
+        return await (await self._open_batcher()).aencode(_series(texts), **self._document)
 
     async def _open_batcher(self) -> DynamicBatcher:
         if self._batcher is None or self._batcher[0] != os.getpid():
@@ -78,3 +81,10 @@ class RetrievalEncoder:
 
     def __repr__(self) -> str:
         return f"RetrievalEncoder({self._late.bundle!r})"
+
+
+def _series(texts: list[str]) -> list[str]:
+    """Refuse one text alone, whose vector would pass for a list of numbers or of vectors."""
+    if isinstance(texts, str):
+        raise InputTypeError("the input is one str; pass a list of them.")
+    return texts

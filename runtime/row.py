@@ -51,12 +51,13 @@ def row_of(number: int, text: object, *ids: object) -> Row | BadRow:
         if type(value) is not int and (not isinstance(value, str) or not value):
             return BadRow(number, f"its id is {_shown(value)}")
         key = str(value)
-    if not _is_unicode(text + (key or "")):
+    if not is_unicode(text + (key or "")):
         return BadRow(number, NOT_UTF8)
     return Row(number, key, text)
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """Return whether a text can be encoded: whether its bytes were UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:  # a lone surrogate

@@ -5,6 +5,7 @@ no encoder.
 """
 
 import gzip
+import io
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -60,17 +61,18 @@ def open_bytes(name: str, *, packed: bool = False) -> AbstractContextManager[Bin
         if sys.stdin is None:
             raise InputError("standard input is closed.")
         return nullcontext(sys.stdin.buffer)
-    opener: Any = gzip.open if packed else open
-    if is_url(name):
-        return _unpacked(open_url(name)) if packed else open_url(name)
-    file: AbstractContextManager[BinaryIO] = opener(name, "rb")
-    return file
+    file: BinaryIO = open_url(name) if is_url(name) else open(name, "rb")  # noqa: PTH123, SIM115
+    return _unpacked(file) if packed else file
 
 
 @contextmanager
 def _unpacked(source: BinaryIO) -> Iterator[BinaryIO]:
-    with source, gzip.open(source) as file:
-        yield cast("BinaryIO", file)
+    with source:
+        packed = io.BufferedReader(cast("Any", source))
+        if not packed.peek(1):  # for the library that is a file of no rows
+            raise EOFError("it has no bytes")
+        with gzip.open(packed) as file:
+            yield cast("BinaryIO", file)
 
 
 def _text_rows(file: BinaryIO, name: str, columns: Columns) -> Rows:

@@ -90,9 +90,13 @@ def test_a_worker_gives_the_references_vectors_and_times_itself(
         checkpoint = peer_checkpoint(str(tiny_checkpoint), "cls")
         expected = reference_vectors(checkpoint, TEXTS, 128)
         np.testing.assert_allclose(worker.vectors(TEXTS), expected, atol=1e-4)
-        alone = worker.ask("latency", texts=TEXTS[:3])["seconds"]
+        alone = worker.ask("latency", texts=TEXTS[:3], seconds=0)["seconds"]
         assert len(alone) == 3
         assert all(seconds > 0 for seconds in alone)
+        start = time.perf_counter()
+        longer = worker.ask("latency", texts=TEXTS[:3], seconds=0.1)["seconds"]
+        assert time.perf_counter() - start >= 0.1
+        assert len(longer) % 3 == 0
         start = time.perf_counter()
         of_one = worker.ask("throughput", texts=TEXTS, setting=8, seconds=0)["seconds"]
         assert 0 < of_one < time.perf_counter() - start
@@ -101,7 +105,7 @@ def test_a_worker_gives_the_references_vectors_and_times_itself(
         assert time.perf_counter() - start >= 0.5 > of_many > 0
         # What fails is answered, and the next request works.
         with pytest.raises(PeerError, match="'latency' failed: TypeError"):
-            worker.ask("latency", texts=None)
+            worker.ask("latency", texts=None, seconds=0)
         assert worker.vectors(TEXTS[:1]).shape == (1, 48)
 
 

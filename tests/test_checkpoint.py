@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from corom.export.checkpoint import Checkpoint, load_checkpoint
 from corom.export.errors import CheckpointError
 from corom.export.recipe import Recipe
-from corom.export.reference import reference_token_ids, reference_tokenizer
 from corom.export.sources import ResolvedSource
+from corom.export.tokenizer import reference_token_ids, reference_tokenizer
 from corom.runtime.tokens import Tokenizer
 
 MakeCheckpoint = Callable[..., Path]
@@ -141,6 +141,41 @@ def test_both_pooling_schemas(
     folder = copy("sentence-transformers")
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(schema))
     assert load(folder).pooling == expected
+
+
+def test_sentence_transformers_settings_without_effect_are_passed_over(
+    copy: Callable[..., Path],
+) -> None:
+    folder = copy("sentence-transformers")
+    change_json(
+        folder / "sentence_bert_config.json",
+        transformer_task="feature-extraction",
+        modality_config={"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+        module_output_name="token_embeddings",
+        unpad_inputs=False,
+        processing_kwargs={},
+        query_length=None,
+        model_args={"torch_dtype": "float16"},
+        tokenizer_args={},
+    )
+    assert load(folder).max_length == 96
+
+
+@pytest.mark.parametrize(
+    ("saved", "expected"),
+    [
+        (None, {"query": "", "document": ""}),
+        ({"query": "查询："}, {"query": "查询：", "document": ""}),
+        ({"s2s": "句："}, {"query": "", "document": "", "s2s": "句："}),
+        ({"passage": "段落："}, {"query": "", "passage": "段落："}),
+    ],
+)
+def test_queries_and_documents_have_a_prompt_so_the_default_is_not_theirs(
+    copy: Callable[..., Path], saved: dict[str, str] | None, expected: dict[str, str]
+) -> None:
+    folder = copy("sentence-transformers")
+    change_json(folder / "config_sentence_transformers.json", prompts=saved)
+    assert load(folder).prompts == expected
 
 
 def test_sentence_transformers_with_its_newer_names(copy: Callable[..., Path]) -> None:
@@ -476,6 +511,45 @@ WRONG_FILES: dict[str, tuple[str, str, str, str]] = {
         modules("Transformer", "Pooling", path="../.."),
         "outside the checkpoint",
     ),
+    "module path with NUL": (
+        "sentence-transformers",
+        "modules.json",
+        modules("Transformer", "Pooling", path="a\0b"),
+        "outside the checkpoint",
+    ),
+    **{
+        f"Transformer with {key}": (
+            "sentence-transformers",
+            "sentence_bert_config.json",
+            json.dumps({"max_seq_length": 96, key: value}),
+            f"has {key} .*which corom does not reproduce",
+        )
+        for key, value in (
+            ("tokenizer_args", {"do_lower_case": False}),
+            ("processor_kwargs", {"padding_side": "left"}),
+            ("config_args", {"num_hidden_layers": 1}),
+            ("model_args", {"adapter": "x"}),
+            ("processing_kwargs", {"text": {"max_length": 8}}),
+            ("query_length", 32),
+            ("transformer_task", "fill-mask"),
+            ("module_output_name", "sentence_embedding"),
+            ("modality_config", {"text": {"method": "get_text_features"}}),
+            ("tokenizer_name_or_path", "elsewhere"),
+            ("unheard_of", 1),
+        )
+    },
+    "Normalize of another vector": (
+        "sentence-transformers",
+        "2_Normalize/config.json",
+        '{"module_input_name": "token_embeddings"}',
+        "module_input_name 'token_embeddings'",
+    ),
+    "pooler no name": (
+        "modelscope",
+        "configuration.json",
+        '{"task": "sentence-embedding", "model": {"emb_pooler_type": []}}',
+        r"emb_pooler_type \[\]",
+    ),
     "pooling unknown": (
         "sentence-transformers",
         "1_Pooling/config.json",
@@ -517,8 +591,8 @@ WRONG_FILES: dict[str, tuple[str, str, str, str]] = {
     "default prompt": (
         "sentence-transformers",
         "config_sentence_transformers.json",
-        '{"default_prompt_name": "query"}',
-        "default prompt is 'query', but the prompts are: none",
+        '{"default_prompt_name": "s2s"}',
+        "default prompt is 's2s', but the prompts are: query, document",
     ),
     "too long": (
         "sentence-transformers",
@@ -560,6 +634,7 @@ def test_wrong_files(
     copy: Callable[..., Path], layout: str, name: str, content: str, message: str
 ) -> None:
     folder = copy(layout)
+    (folder / name).parent.mkdir(exist_ok=True)
     if content:
         (folder / name).write_text(content, "utf-8")
     else:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from corom.runtime import Encoder
+from corom.runtime.errors import BundleError
 
 pytestmark = [
     pytest.mark.slow,
@@ -70,5 +71,16 @@ def test_a_stored_collection_is_opened_again_with_its_bundle(
     )
     rebuilt = CoromEmbeddingFunction.build_from_config(function.get_config())
     np.testing.assert_allclose(rebuilt(TEXTS), function(TEXTS), atol=1e-6)
-    with pytest.raises(ValueError, match="make another collection"):
-        function.validate_config_update(function.get_config(), {"bundle": "other", "options": {}})
+    stored = function.get_config()
+    moved = stored | {"bundle": "elsewhere", "options": {"threads": 2}}
+    function.validate_config_update(stored, moved)
+    others: list[dict[str, Any]] = [
+        {"bundle": "other", "options": {}},
+        stored | {"encoder": "another"},
+        stored | {"options": {"truncate_dim": 8}},
+    ]
+    for other in others:
+        with pytest.raises(ValueError, match="make another collection"):
+            function.validate_config_update(stored, other)
+    with pytest.raises(BundleError, match="vectors of another encoder"):
+        function.build_from_config(stored | {"encoder": "another"})

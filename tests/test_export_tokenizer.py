@@ -135,9 +135,58 @@ def test_windows_line_ends_and_a_repeated_token(folder: Path, parity_texts: list
     assert ids(built(folder), parity_texts) == expected
 
 
+def shorten(folder: Path, words: int = 10) -> None:
+    """Take the last words from vocab.txt; the table keeps their rows."""
+    lines = (folder / "vocab.txt").read_text("utf-8").splitlines(keepends=True)
+    (folder / "vocab.txt").write_text("".join(lines[:-words]), "utf-8")
+
+
+BEHIND = ("added_tokens.json", "ids beyond vocab.txt")
+ADDED: dict[str, dict[str, Any]] = {
+    "added_tokens.json": {"added_tokens.json": {"[药名]": 1990, "[病名]": 1991}},
+    "ids beyond vocab.txt": {
+        "tokenizer_config.json": {
+            "added_tokens_decoder": {
+                "1990": {"content": "[药名]", "special": True},
+                "1991": {"content": "[病名]", "special": False, "lstrip": True},
+            }
+        }
+    },
+    "extra special tokens": {"tokenizer_config.json": {"extra_special_tokens": ["药", "CT"]}},
+    "named special tokens": {"tokenizer_config.json": {"drug_token": "药", "bos_token": "CT"}},
+    "additional special tokens": {
+        "special_tokens_map.json": {"additional_special_tokens": ["药", "CT"]}
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "kind"),
+    [*((case, "vocab.txt") for case in ADDED)]
+    + [(case, "tokenizer.json") for case in ADDED if case not in BEHIND],
+)
+def test_added_tokens_are_those_of_transformers(
+    make_checkpoint: Callable[..., Path], case: str, kind: str
+) -> None:
+    folder = make_checkpoint(tokenizer=kind)
+    if case in BEHIND:
+        shorten(folder)
+    for name, content in ADDED[case].items():
+        path = folder / name
+        old = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        path.write_text(json.dumps(old | content), "utf-8")
+    texts = ["吃[药名]治[病名]吗", "药房里 CT 检查", "[ 病名 ]", "drug_token"]
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    expected = theirs(texts)["input_ids"]
+    assert ids(built(folder), texts) == expected
+    plain = transformers.AutoTokenizer.from_pretrained(make_checkpoint())
+    assert expected != plain(texts)["input_ids"]
+
+
 def no_special_tokens(folder: Path) -> None:
     words = tokenizers.models.WordPiece({"[UNK]": 0, "1": 1}, unk_token="[UNK]")
     tokenizers.Tokenizer(words).save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
 
 
 def settle(**options: object) -> Callable[[Path], object]:
@@ -155,7 +204,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "vocabulary cut short": (
         lambda f: (f / "vocab.txt").write_text("[PAD]\n[UNK]\n", "utf-8"),
-        r"lacks the special tokens .*\[CLS\]",
+        r"lacks the tokens .*\[CLS\].*cut short",
     ),
     "not UTF-8": (lambda f: (f / "vocab.txt").write_bytes(b"\xff\xfe\n"), "not UTF-8"),
     "damaged tokenizer.json": (
@@ -167,6 +216,18 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         r"tokenizer_config\.json' cannot be read",
     ),
     "no special tokens": (no_special_tokens, "does not put special tokens"),
+    "a word without a row": (
+        settle(additional_special_tokens=["[新]"]),
+        r"lacks the tokens '?\[新\].*no file gives their ids",
+    ),
+    **{
+        f"{key}: {value}": (settle(**{key: value}), "transformers cannot open the tokenizer")
+        for key, value in (
+            ("do_lower_case", None),
+            ("added_tokens_decoder", [1]),
+            ("additional_special_tokens", True),
+        )
+    },
     "another tokenizer": (settle(tokenizer_class="RobertaTokenizer"), "not BertTokenizer"),
     "no basic tokenizer": (settle(do_basic_tokenize=False), "do_basic_tokenize or never_split"),
 }

@@ -199,7 +199,8 @@ def test_files_that_are_not_what_their_name_says(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no Parquet file that can be read"):
         list(read_rows(str(path), NAMED))
     whole = gzip.compress("".join(f"第{n}行\n" for n in range(10_000)).encode())
-    for content in (whole[: len(whole) // 2], b"plain text\n", whole[:-8] + bytes(8), whole[:10]):
+    cut = (whole[: len(whole) // 2], whole[:-8] + bytes(8), whole[:10], b"")
+    for content in (*cut, b"plain text\n"):
         packed = tmp_path / "corpus.txt.gz"
         packed.write_bytes(content)
         with pytest.raises(InputError, match="damaged or truncated gzip"):
@@ -220,6 +221,17 @@ def test_a_quote_that_is_never_closed_is_an_error_and_no_bad_row(tmp_path: Path)
     path.write_text('pid,passage\n1,"' + "a\n" * 9_000_000, "utf-8")
     with pytest.raises(InputError, match="row 2 of .* opens a quote that is not closed"):
         list(read_rows(str(path), NAMED))
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".csv"])
+def test_a_header_that_is_not_utf8_ends_the_job_and_not_its_first_rows(
+    tmp_path: Path, suffix: str
+) -> None:
+    path = tmp_path / f"corpus{suffix}"
+    separator = "\t" if suffix == ".tsv" else ","
+    path.write_bytes(f"编号{separator}正文\n1{separator}头痛\n".encode("gb18030"))
+    with pytest.raises(InputError, match="the header of .* not UTF-8.*iconv"):
+        list(read_rows(str(path), Columns("正文")))
 
 
 def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
