@@ -214,7 +214,7 @@ def _measured(job: dict[str, Any], encode: Encode) -> dict[str, Any]:
         seconds: list[float] = []
         encode(texts[:1], 1)  # others had the CPUs before
         end = time.perf_counter() + job["seconds"]
-        while not seconds or time.perf_counter() < end:
+        while texts and (not seconds or time.perf_counter() < end):
             for text in texts:
                 start = time.perf_counter()
                 encode([text], 1)

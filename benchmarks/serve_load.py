@@ -239,15 +239,35 @@ class Measure:
         return found
 
 
-def growth(memory: Sequence[Sample]) -> dict[str, Any]:
-    """Return the server's memory in MB at the start and the end of the loads, and its peak.
+async def settled(server: Server, seconds: float) -> list[Sample]:
+    """Return the server's memory while nothing is asked of it."""
+    samples: list[Sample] = []
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await watch(server, samples, seconds / 10)
+    return samples
 
-    Start and end are medians of a fifth of the samples.
+
+def growth(
+    loaded: Sequence[Sample], after: Sequence[Sample], again: Sequence[Sample]
+) -> dict[str, Any]:
+    """Return the server's memory in MB: as the loads began, at its peak, after them, and once more.
+
+    All that it may have in hand it has had by the end of the loads; what the same load adds to that
+    when it is put on once more would be added each time.
     """
-    sizes = [sample.rss_bytes / 1e6 for sample in memory]
-    part = max(1, len(sizes) // 5)
-    first, last = float(np.median(sizes[:part])), float(np.median(sizes[-part:]))
-    return {"first_mb": first, "last_mb": last, "peak_mb": max(sizes), "grown": last / first - 1}
+    sizes = [sample.rss_bytes / 1e6 for sample in loaded]
+    first, rest, last = (
+        float(np.median([sample.rss_bytes / 1e6 for sample in some]))
+        for some in (loaded[: max(1, len(loaded) // 5)], after, again)
+    )
+    return {
+        "first_mb": first,
+        "peak_mb": max(sizes),
+        "after_mb": rest,
+        "again_mb": last,
+        "grown_again": last / rest - 1,
+    }
 
 
 def _p99(seconds: Sequence[float]) -> float:

@@ -15,7 +15,7 @@ import torch
 from corom.runtime.manifest import Pooling, Similarity
 
 from .config import EncoderConfig, encoder_config, read_json
-from .conventions import Conventions, read_conventions
+from .conventions import Conventions, completed, read_conventions
 from .errors import CheckpointError
 from .recipe import Recipe
 from .sources import ResolvedSource
@@ -72,7 +72,9 @@ def load_checkpoint(source: ResolvedSource, recipe: Recipe | None = None) -> Che
     tokenizer = tokenizer_json(folder, config)
     if conventions.lowercase:
         _refuse_outer_lowercase(tokenizer, folder)
-    prompts = recipe.prompts or conventions.prompts
+    prompts = conventions.prompts
+    if recipe.prompts:
+        prompts = completed(recipe.prompts) if prompts else recipe.prompts
     return Checkpoint(
         folder=folder,
         config=config,

@@ -4,6 +4,7 @@ Three layouts are read: sentence-transformers (modules.json), ModelScope (config
 sentence-embedding task) and a plain Hugging Face folder, which says nothing about pooling.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -39,12 +40,15 @@ _WITHOUT_EFFECT: dict[str, tuple[object, ...]] = {
     "tokenizer_name_or_path": (None,),
 }
 # And of arguments for transformers, those without effect: how to execute, not what.
-_MODEL_ARGUMENTS = {"attn_implementation", "torch_dtype", "dtype", "trust_remote_code"}
+_MODEL_ARGUMENTS = {
+    *("add_pooling_layer", "attn_implementation", "device_map", "dtype", "low_cpu_mem_usage"),
+    *("torch_dtype", "trust_remote_code", "use_safetensors"),
+}
 _ARGUMENTS = {
     "model_args": _MODEL_ARGUMENTS,
     "model_kwargs": _MODEL_ARGUMENTS,
-    "tokenizer_args": {"trust_remote_code"},
-    "processor_kwargs": {"trust_remote_code"},
+    "tokenizer_args": {"trust_remote_code", "use_fast"},
+    "processor_kwargs": {"trust_remote_code", "use_fast"},
     "config_args": {"trust_remote_code"},
     "config_kwargs": {"trust_remote_code"},
 }
@@ -167,25 +171,31 @@ def _pooling(path: Path) -> Pooling:
     return cast(Pooling, modes[0])
 
 
-def _prompts(folder: Path, prompts: object) -> dict[str, str]:
-    """Return the prompts; queries and documents have one always, so that none gets the default.
+def completed(prompts: Mapping[str, str]) -> dict[str, str]:
+    """Return prompts as sentence-transformers has them: queries and documents have one always.
 
-    The library asks for "document" before "passage", which so is never reached. Who names a prompt
-    "passage" and none "document" means it for them, so it is taken here.
+    So neither gets the default prompt. The library asks for "document" before "passage", which is
+    never reached then. Who names a prompt "passage" and none "document" means it for documents, so
+    it is taken here.
     """
+    return {"query": "", passage_prompt(prompts): "", **prompts}
+
+
+def _prompts(folder: Path, prompts: object) -> dict[str, str]:
     try:
-        saved = msgspec.convert(prompts or {}, dict[str, str])
+        return completed(msgspec.convert(prompts or {}, dict[str, str]))
     except msgspec.ValidationError as error:
         path = folder / "config_sentence_transformers.json"
         raise CheckpointError(f"'{path}' has prompts that are not text: {error}.") from None
-    return {"query": "", passage_prompt(saved): ""} | saved
 
 
 def _refuse_other_vector(path: Path) -> None:
     """Refuse a Normalize module that scales anything but the sentence's vector."""
-    for key in ("module_input_name", "module_output_name"):
-        value = (read_json(path) or {}).get(key)
-        if value not in (None, "sentence_embedding"):
+    settings = read_json(path) or {}
+    vector = "sentence_embedding"
+    for key, allowed in (("module_input_name", (vector,)), ("module_output_name", (vector, None))):
+        value = settings.get(key, vector)
+        if value not in allowed:
             raise CheckpointError(f"'{path}' has {key} {value!r}, which corom does not export.")
 
 

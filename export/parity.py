@@ -14,7 +14,7 @@ from corom.runtime.verify import measure
 from .checkpoint import Checkpoint
 from .drift import first_drift, layer_drifts
 from .reference import Reference
-from .tokenizer import reference_token_ids, reference_tokenizer
+from .tokenizer import file_token_ids, reference_token_ids, reference_tokenizer
 
 NOTHING_PUBLISHED = "Nothing was published."
 GOLDEN_TEXTS = 32
@@ -82,7 +82,8 @@ def choose_golden(golden: Golden) -> Golden:
 def reference_golden(checkpoint: Checkpoint, reference: Reference, texts: list[str]) -> Golden:
     """Return the texts with the vectors that transformers, tokenizing by itself, gives them.
 
-    Raises ``ParityError`` if the bundle's tokenizer gives a text other ids than transformers does.
+    Raises ``ParityError`` if the bundle's tokenizer gives a text other ids than transformers does,
+    or transformers other ids than tokenizer.json.
     """
     tokenizer = Tokenizer(
         checkpoint.tokenizer_json, checkpoint.max_length, checkpoint.config.max_positions
@@ -97,6 +98,16 @@ def reference_golden(checkpoint: Checkpoint, reference: Reference, texts: list[s
             raise ParityError(
                 "the tokenizer differs from transformers' tokenizer for this checkpoint.\n"
                 f"Text: {text[:200]}\nFound: {got[:20]}\nExpected: {want[:20]}\n"
+                f"{NOTHING_PUBLISHED}"
+            )
+    of_file = file_token_ids(theirs, checkpoint.folder, texts)
+    whole = reference_token_ids(theirs, texts, None)
+    for text, want, got in zip(texts, whole, of_file or whole, strict=True):
+        if want != got:
+            raise ParityError(
+                "transformers' tokenizer for this checkpoint differs from its tokenizer.json: one "
+                "of them is not what the model was trained with.\n"
+                f"Text: {text[:200]}\nThe file: {got[:20]}\ntransformers: {want[:20]}\n"
                 f"{NOTHING_PUBLISHED}"
             )
     return Golden(texts, reference.vectors(expected[: len(texts)]))

@@ -9,6 +9,7 @@ from typing import Any
 
 import tokenizers
 import transformers
+from tokenizers import normalizers
 
 from .config import Architecture, EncoderConfig, read_json
 from .errors import CheckpointError, listed
@@ -27,6 +28,12 @@ def tokenizer_json(folder: Path, config: EncoderConfig) -> bytes:
         raise CheckpointError(
             f"the tokenizer in '{folder}' is {type(theirs).__name__}, which has no tokenizer.json "
             "(it runs in Python only). corom exports those that have one."
+        )
+    if theirs.truncation_side != "right" or theirs.split_special_tokens:
+        raise CheckpointError(
+            f"the tokenizer in '{folder}' cuts long texts on the {theirs.truncation_side}, or "
+            "splits special tokens (truncation_side, split_special_tokens), which a bundle does "
+            "not. Change that, and ask for the first when you encode: truncate='left'."
         )
     tokenizer: tokenizers.Tokenizer = theirs.backend_tokenizer
     tokenizer.no_padding()
@@ -64,21 +71,40 @@ def reference_tokenizer(folder: Path, architecture: Architecture = "bert") -> An
         ) from None
 
 
-def reference_token_ids(theirs: Any, texts: list[str], max_length: int) -> list[list[int]]:  # noqa: ANN401
-    """Return the ids that a tokenizer of transformers gives the texts."""
+def reference_token_ids(
+    theirs: Any,  # noqa: ANN401
+    texts: list[str],
+    max_length: int | None,
+) -> list[list[int]]:
+    """Return the ids that a tokenizer of transformers gives the texts; None cuts none of them."""
+    if max_length is None:
+        whole = theirs(texts, truncation=False, verbose=False)["input_ids"]
+        return list(whole)
     ids: list[list[int]] = theirs(texts, truncation=True, max_length=max_length)["input_ids"]
     return ids
+
+
+def file_token_ids(theirs: Any, folder: Path, texts: list[str]) -> list[list[int]] | None:  # noqa: ANN401
+    """Return the ids that tokenizer.json gives the texts, uncut; None if there is none.
+
+    transformers makes some tokenizers anew out of parts of that file. What its BertTokenizer takes
+    from elsewhere by design is taken from ``theirs``, an opened one.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return None
+    tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    if isinstance(tokenizer.normalizer, normalizers.BertNormalizer):
+        tokenizer.normalizer = theirs.backend_tokenizer.normalizer
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
 
 
 def _refuse_settings(folder: Path, config: EncoderConfig) -> None:
     """Refuse files that transformers reads otherwise than whoever wrote them meant."""
     path = folder / "tokenizer_config.json"
     settings = read_json(path) or {}
-    if settings.get("truncation_side", "right") != "right":
-        raise CheckpointError(
-            f"'{path}' cuts long texts on the left (truncation_side), which a bundle does not. "
-            "Remove the line, and ask for it: truncate='left'."
-        )
     if (folder / "tokenizer.json").is_file():
         try:
             tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))

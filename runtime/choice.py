@@ -56,12 +56,12 @@ def choose(folder: Path, manifest: Manifest, asked: Asked) -> Choice:
     Raises ``InputError`` for what does not exist, ``UnavailableError`` for what cannot run here.
     """
     backend, device, precision, threads, workers, engine_cache, tuned, adaptive = asked
+    if engine_cache not in get_args(EngineCache):
+        raise InputError(f"engine_cache is {engine_cache!r}; allowed: 'auto', 'off'.")
     reason = why_not_auto if backend == "auto" else why_not
     cannot = partial(reason, folder, manifest, precision, engine_cache)
     name, device = choose_backend(backend, device, cannot, precision)
     check_tuned(tuned)
-    if engine_cache not in get_args(EngineCache):
-        raise InputError(f"engine_cache is {engine_cache!r}; allowed: 'auto', 'off'.")
     adaptive = adaptive and workers is None and device == "cpu"
     winner = None
     if tuned != "off" and leaves_open(asked._asdict()):

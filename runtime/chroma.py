@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BundleError, InputError, missing_extra
-from .manifest import identity
-from .retrieval_encoder import VECTOR_OPTIONS, RetrievalEncoder
+from .retrieval_encoder import RetrievalEncoder
 
 try:
     from chromadb.api.types import Documents, EmbeddingFunction, Embeddings, Space
@@ -48,41 +47,36 @@ class CoromEmbeddingFunction(EmbeddingFunction[Documents]):
         return {
             "bundle": self.bundle,
             "options": self.options,
-            "encoder": identity(self._encoder.manifest),
+            "vectors": self._encoder.meaning(),
         }
 
     @staticmethod
     def build_from_config(config: dict[str, Any]) -> "CoromEmbeddingFunction":
         """Return the function of what a collection stored.
 
-        Raises ``BundleError`` if the bundle at that path is of another encoder now.
+        Raises ``BundleError`` if the bundle at that path gives other vectors now.
         """
         function = CoromEmbeddingFunction(config["bundle"], **config["options"])
-        stored, found = config.get("encoder"), identity(function._encoder.manifest)
-        if stored not in (None, found):
+        if config.get("vectors") not in (None, function._encoder.meaning()):
             raise BundleError(
-                f"the collection holds vectors of another encoder than '{config['bundle']}' is "
-                "now. Put the bundle back that it was made with, or make another collection."
+                f"the collection's vectors are not those that '{config['bundle']}' gives now. Put "
+                "the bundle back that they were made with, or make another collection."
             )
         return function
 
     def validate_config_update(
         self, old_config: dict[str, Any], new_config: dict[str, Any]
     ) -> None:
-        """Raise ``InputError`` for another encoder or other vectors of it: they mean other things.
+        """Raise ``InputError`` for other vectors: they mean something else.
 
         Where the bundle lies and how it is executed may change.
         """
-        old, new = _meaning(old_config), _meaning(new_config)
+        known = "vectors" in old_config and "vectors" in new_config
+        old, new = (
+            config.get("vectors" if known else "bundle") for config in (old_config, new_config)
+        )
         if old != new:
             raise InputError(
                 f"the collection holds vectors of the bundle '{old_config.get('bundle')}' ({old}), "
                 f"not of '{new_config.get('bundle')}' ({new}). For these make another collection."
             )
-
-
-def _meaning(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of a configuration that vectors depend on."""
-    options = config.get("options", {})
-    asked = {name: options[name] for name in VECTOR_OPTIONS if name in options}
-    return asked | {"encoder": config.get("encoder", config.get("bundle"))}

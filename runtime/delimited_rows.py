@@ -70,7 +70,7 @@ def _delimited(
     places = [int(column) - 1 for column in columns.wanted] if numbered else []
     width = 0
     for number, fields in records:
-        if not places and not (isinstance(fields, list) and is_unicode("".join(fields))):
+        if not places and not _is_header(fields, columns):
             reason = fields if isinstance(fields, str) else NOT_UTF8
             raise InputError(f"the header of '{name}' cannot be used: {reason}.")
         if not isinstance(fields, list):
@@ -87,6 +87,13 @@ def _delimited(
         else:
             width = len(fields)
             yield row_of(number, *(fields[place] for place in places))
+
+
+def _is_header(fields: list[str] | str | None, columns: Columns) -> bool:
+    """Say whether these are names of columns; those that nobody asks for may be no UTF-8."""
+    if not isinstance(fields, list):
+        return False
+    return is_unicode("".join(fields)) or set(columns.wanted) <= set(fields)
 
 
 def _place(header: list[str], column: str, name: str) -> int:

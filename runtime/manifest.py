@@ -159,8 +159,8 @@ def load_manifest(bundle: Path) -> Manifest:
     """
     path = bundle / MANIFEST_NAME
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise BundleError(f"'{path}' is no file. Export the bundle again.")
+        if path.is_fifo():  # which would be waited for
+            raise BundleError(f"'{path}' is a pipe, not a file. Export the bundle again.")
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         reason, place = "there is no such folder", str(bundle)
@@ -192,20 +192,6 @@ def load_manifest(bundle: Path) -> Manifest:
     for variant in manifest.variants:
         manifest.entry(variant.file)
     return manifest
-
-
-def identity(manifest: Manifest) -> str:
-    """Return a hash of all that a text's vector depends on, except the precision."""
-    parts = (
-        manifest.source.weights_sha256,
-        manifest.entry("tokenizer.json").sha256,
-        manifest.pooling,
-        manifest.normalize,
-        manifest.max_length,
-        manifest.prompts,
-        manifest.default_prompt_name,
-    )
-    return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
 
 
 def save_manifest(manifest: Manifest, bundle: Path) -> None:

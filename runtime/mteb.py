@@ -82,7 +82,7 @@ class CoromModel:
                 "embed_dim": self._encoder.dimension,
                 "similarity_fn_name": manifest.similarity,
                 "framework": ["ONNX"],
-                "use_instructions": bool(manifest.prompts),
+                "use_instructions": any(manifest.prompts.values()),
             }
         )
 

@@ -17,8 +17,6 @@ from .options import EncodeOptions, TextOptions, check_options, with_document_pr
 from .vectors import Vectors
 
 _ASKED_OF_A_VECTOR = ("normalize_embeddings", "truncate_dim", "truncate")
-VECTOR_OPTIONS = (*_ASKED_OF_A_VECTOR, "max_length")
-"""Options that change what a vector is; the others, how it comes about."""
 
 
 class RetrievalEncoder:
@@ -46,6 +44,25 @@ class RetrievalEncoder:
         document = with_document_prompt(prompts, cast("EncodeOptions", dict(asked)))
         self._query, self._document = cast("TextOptions", query), cast("TextOptions", document)
         self._batcher: tuple[int, DynamicBatcher] | None = None
+
+    def meaning(self) -> dict[str, Any]:
+        """Return, for JSON, all that a vector depends on but for the precision it is computed in.
+
+        Where two are equal, vectors may be compared.
+        """
+        manifest = self.manifest
+        query, document = (check_options(manifest, **o) for o in (self._query, self._document))
+        length = dict(self._late.options).get("max_length")
+        return {
+            "weights_sha256": manifest.source.weights_sha256,
+            "pooling": manifest.pooling,
+            "max_length": manifest.max_length if length is None else length,
+            "truncate": document.truncate,
+            "dimension": document.dimension,
+            "normalize": document.scale,
+            "query_prompt": query.prefix,
+            "document_prompt": document.prefix,
+        }
 
     def open(self) -> Encoder:
         """Return this process's encoder, opened."""

@@ -34,7 +34,8 @@ async def encode(request: Request, service: Service, texts: Texts, options: Text
     try:
         with Patience(timeout_s) as patience:
             call.when_gone = patience.client_gone
-            return await service.encode(texts, call.usage, options)
+            alone = request.scope.get("corom.alone", False)
+            return await service.encode(texts, call.usage, options, here=alone)
     except TimeoutError:
         raise Refusal(
             504,

@@ -124,12 +124,14 @@ class Service:
         texts: str | list[str] | list[list[int]],
         usage: Usage,
         options: TextOptions,
+        *,
+        here: bool = False,
     ) -> Vectors:
         """Return the vectors (N, H) of N texts, (1, H) of one; what it took goes into ``usage``.
 
-        Raises as ``DynamicBatcher.aencode`` does.
+        ``here``, and errors: see ``DynamicBatcher.aencode``.
         """
-        vectors = await self.batcher.aencode(texts, usage=usage, **options)
+        vectors = await self.batcher.aencode(texts, usage=usage, here=here, **options)
         return vectors[None] if isinstance(texts, str) else vectors
 
     def before_reading(self) -> None:

@@ -10,7 +10,7 @@ from .backend import BACKENDS, EXECUTES, choose_variant, require_execution
 from .engine_cache import ShippedEngine, shipped_engines
 from .errors import InputError, UnavailableError
 from .manifest import Manifest, Variant
-from .options import not_negative, positive
+from .options import cpu_count, not_negative, positive
 from .sidecar import Machine
 from .triton_shapes import max_batch_size_for, preferred_for, shapes_for
 
@@ -79,7 +79,7 @@ def check_triton(bundle: Path, manifest: Manifest, asked: TritonOptions) -> Serv
     positive("instances", asked.instances)
     not_negative("queue_delay_us", asked.queue_delay_us)
     if asked.threads is not None:
-        positive("threads", asked.threads)
+        cpu_count("threads", asked.threads)
     device = _device(asked)
     max_length = _max_length(manifest, asked.max_length)
     engine = None

@@ -163,6 +163,19 @@ def test_stand_in_too_little_memory_to_open_leaves_nothing(
     assert device.closed
 
 
+@pytest.mark.parametrize(
+    ("step", "before"),
+    [("stream", 0), ("pinned", 0), ("pinned", 1), ("allocate", 0), ("allocate", 1)],
+)
+def test_stand_in_a_half_built_lane_gives_back_all_it_took(
+    device: StandInDevice, engine: StandInEngine, step: str, before: int
+) -> None:
+    device.failures[step] = [*[None] * before, DeviceMemoryError("no more")]
+    with pytest.raises(DeviceMemoryError, match="no more"):
+        LaneBackend(device, engine)
+    assert device.held == (0, 0, 0, 0)
+
+
 def test_stand_in_a_refused_execution_fails_the_request_only(
     backend: LaneBackend, engine: StandInEngine
 ) -> None:

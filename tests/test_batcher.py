@@ -628,6 +628,129 @@ def test_closing_ends_workers_that_wait_for_one_that_is_alone(adaptive: Encoder)
     assert not closing.is_alive()
 
 
+# --- In the caller's own thread
+
+
+@pytest.fixture
+def here(adaptive: Encoder, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether each batch by all threads was executed in the thread of the test."""
+    assert adaptive._wide is not None
+    noted, run = list[bool](), adaptive._wide.run
+
+    def noting(batch: Batch) -> Any:
+        noted.append(threading.current_thread() is threading.main_thread())
+        return run(batch)
+
+    monkeypatch.setattr(adaptive._wide, "run", noting)
+    monkeypatch.setattr("corom.runtime.batcher.HERE_S", 1.0)
+    return noted
+
+
+def test_who_asks_alone_may_execute_in_its_own_thread(
+    adaptive: Encoder, pool: dict[str, np.ndarray], here: list[bool]
+) -> None:
+    texts = [text for text in pool if text][:2]
+
+    async def ask(batcher: DynamicBatcher) -> None:
+        usage = Usage()
+        for _ in range(2):
+            assert close(await batcher.aencode(texts[0], here=True, usage=usage), pool[texts[0]])
+        both = await batcher.aencode(texts, here=True)
+        assert close(both, np.stack([pool[text] for text in texts]))
+        await batcher.aencode(texts[0])
+        assert (usage.texts, usage.inference_s > 0) == (2, True)
+
+    with DynamicBatcher(adaptive) as batcher:
+        asyncio.run(ask(batcher))
+        counters = batcher.counters()
+        assert batcher.submit(texts[0]).result(LONG).shape == (48,)
+    # How long it takes was not known at first; the last did not ask for it.
+    assert here == [False, True, True, False, False]
+    assert (counters.waiting_texts, counters.running_texts, counters.batches) == (0, 0, 4)
+
+
+def test_what_takes_too_long_or_is_not_all_of_a_call_is_executed_by_workers(
+    adaptive: Encoder, here: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with DynamicBatcher(adaptive) as batcher:
+        batcher.submit("头痛").result(LONG)
+        asyncio.run(batcher.aencode(["头痛"] * 600, here=True))
+        monkeypatch.setattr("corom.runtime.batcher.HERE_S", 1e-9)
+        asyncio.run(batcher.aencode("头痛", here=True))
+    assert True not in here
+
+
+def test_while_anything_else_is_in_hand_it_waits_its_turn(
+    adaptive: Encoder, here: list[bool]
+) -> None:
+    gate = Gate(adaptive._wide)
+    with DynamicBatcher(adaptive) as batcher:
+        gate.is_open.set()
+        batcher.submit("头痛").result(LONG)
+        gate.is_open.clear()
+        gate.reached.clear()
+        first = batcher.submit("发烧")
+        assert gate.reached.wait(LONG)
+
+        async def ask() -> None:
+            second = asyncio.create_task(batcher.aencode("头痛", here=True))
+            await asyncio.sleep(0.05)
+            assert not second.done()
+            gate.is_open.set()
+            await second
+
+        asyncio.run(ask())
+        first.result(LONG)
+    assert True not in here
+
+
+def test_what_fails_in_the_callers_thread_fails_alone(
+    adaptive: Encoder, here: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert adaptive._wide is not None
+    run = adaptive._wide.run
+    with DynamicBatcher(adaptive) as batcher:
+        batcher.submit("头痛").result(LONG)
+        monkeypatch.setattr(adaptive._wide, "run", Mock(side_effect=MemoryError("too much")))
+        with pytest.raises(MemoryError, match="too much"):
+            asyncio.run(batcher.aencode("头痛", here=True))
+        monkeypatch.setattr(adaptive._wide, "run", run)
+        assert asyncio.run(batcher.aencode("头痛", here=True)).shape == (48,)
+        assert batcher.counters().failed == 1
+    assert here == [False, True]
+
+
+def test_others_wait_for_what_the_caller_executes_and_so_does_the_end(
+    adaptive: Encoder, here: list[bool]
+) -> None:
+    gate = Gate(adaptive._wide)
+    gate.is_open.set()
+    batcher = DynamicBatcher(adaptive)
+    batcher.submit("头痛").result(LONG)
+    gate.is_open.clear()
+    gate.reached.clear()
+    answers: list[Any] = []
+
+    def meanwhile() -> None:
+        assert gate.reached.wait(LONG)
+        answers.append(batcher.submit("发烧"))
+        closing = threading.Thread(target=batcher.close, daemon=True)
+        closing.start()
+        closing.join(0.2)
+        answers.append((answers[0].done(), closing.is_alive()))
+        gate.is_open.set()
+        closing.join(LONG)
+        answers.append(closing.is_alive())
+
+    other = threading.Thread(target=meanwhile, daemon=True)
+    other.start()
+    assert asyncio.run(batcher.aencode("头痛", here=True)).shape == (48,)
+    other.join(LONG)
+    assert answers[0].result(LONG).shape == (48,)
+    assert answers[1:] == [(False, True), False]
+    assert here[:2] == [False, True]
+
+
 def test_a_model_that_cannot_be_opened_twice_is_not_left_open(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

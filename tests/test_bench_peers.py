@@ -177,9 +177,9 @@ def test_a_match_of_a_peer_and_corom(
     roof = Roofline(checkpoint, lengths, 1, seconds=0.002)
     with entered([HERE, wrong, broken, *ours], conditions, said.append) as entries:
         check(entries, TEXTS, reference_vectors(checkpoint, TEXTS, 128))
-        warm(entries, TEXTS, 1)
         for name in ("TURN_SECONDS", "CALLER_SECONDS"):
             monkeypatch.setattr(match, name, 0.1)
+        warm(entries, TEXTS, 1)
         play(entries, TEXTS[:3], TEXTS, 2, roof.measure, callers=4)
         assert sum(entry.process is not None for entry in entries) == 1 + len(ours)
     found = standings(entries, roof)

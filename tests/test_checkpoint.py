@@ -176,6 +176,9 @@ def test_queries_and_documents_have_a_prompt_so_the_default_is_not_theirs(
     folder = copy("sentence-transformers")
     change_json(folder / "config_sentence_transformers.json", prompts=saved)
     assert load(folder).prompts == expected
+    change_json(folder / "config_sentence_transformers.json", prompts=None)
+    assert load(folder, prompts=saved or {}).prompts == expected
+    assert load(copy(), pooling="cls", prompts=saved or {}).prompts == (saved or {})
 
 
 def test_sentence_transformers_with_its_newer_names(copy: Callable[..., Path]) -> None:
@@ -236,6 +239,7 @@ def test_recipe_goes_before_the_folder(make_checkpoint: MakeCheckpoint) -> None:
         "license": "MIT",
     }
     checkpoint = load(make_checkpoint(layout="sentence-transformers"), **options)
+    options["prompts"] |= {"document": ""}  # which so never gets the default prompt
     assert {name: getattr(checkpoint, name) for name in options} == options
 
 

@@ -72,15 +72,17 @@ def test_a_stored_collection_is_opened_again_with_its_bundle(
     rebuilt = CoromEmbeddingFunction.build_from_config(function.get_config())
     np.testing.assert_allclose(rebuilt(TEXTS), function(TEXTS), atol=1e-6)
     stored = function.get_config()
-    moved = stored | {"bundle": "elsewhere", "options": {"threads": 2}}
-    function.validate_config_update(stored, moved)
+    more: dict[str, Any] = {"threads": 2, "truncate_dim": function._encoder.dimension}
+    same = CoromEmbeddingFunction(folder, **more).get_config()
+    function.validate_config_update(stored, same | {"bundle": "elsewhere"})
     others: list[dict[str, Any]] = [
         {"bundle": "other", "options": {}},
-        stored | {"encoder": "another"},
-        stored | {"options": {"truncate_dim": 8}},
+        CoromEmbeddingFunction(folder, truncate_dim=8).get_config(),
+        CoromEmbeddingFunction(folder, max_length=9).get_config(),
     ]
     for other in others:
         with pytest.raises(ValueError, match="make another collection"):
             function.validate_config_update(stored, other)
-    with pytest.raises(BundleError, match="vectors of another encoder"):
-        function.build_from_config(stored | {"encoder": "another"})
+    stored["vectors"]["weights_sha256"] = "0" * 64
+    with pytest.raises(BundleError, match="are not those that .* gives now"):
+        function.build_from_config(stored)

@@ -151,7 +151,7 @@ def slow_get(*arguments, **options):
         return get(*arguments, **options)
     calls.append(arguments)
     try:
-        time.sleep(1)
+        time.sleep(0.3)
         return get(*arguments, **options)
     finally:
         calls.pop()

@@ -12,10 +12,12 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from corom.export.bundle import export_bundle
 from corom.export.config import EncoderConfig, encoder_config
 from corom.export.errors import CheckpointError
 from corom.export.sources import ResolvedSource
 from corom.export.tokenizer import tokenizer_json
+from corom.runtime.errors import ParityError
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "lower case": {},
@@ -119,6 +121,28 @@ def test_tokenizer_config_goes_before_tokenizer_json(make_checkpoint: Callable[.
     expected = transformers.AutoTokenizer.from_pretrained(folder)("CT 5MG")["input_ids"]
     assert built(folder).encode("CT 5MG").ids == expected
     assert expected != built(make_checkpoint()).encode("CT 5MG").ids
+
+
+def test_a_file_that_transformers_makes_something_else_of_is_not_published(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, parity_file: Path
+) -> None:
+    """transformers' BertTokenizer takes the words of tokenizer.json, and cuts them its own way."""
+    folder = make_checkpoint(tokenizer="tokenizer.json")
+    spoiled = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    spoiled.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    spoiled.save(str(folder / "tokenizer.json"))
+    with pytest.raises(ParityError, match=r"differs from its tokenizer\.json"):
+        export_bundle(str(folder), tmp_path / "bundle", pooling="cls", parity_texts=parity_file)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_file_that_cuts_on_the_left_is_refused(make_checkpoint: Callable[..., Path]) -> None:
+    folder = make_checkpoint(tokenizer="tokenizer.json")
+    spoiled = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    spoiled.enable_truncation(64, direction="left")
+    spoiled.save(str(folder / "tokenizer.json"))
+    with pytest.raises(CheckpointError, match="cuts long texts on the left"):
+        built(folder)
 
 
 def test_special_tokens_of_other_names(folder: Path) -> None:

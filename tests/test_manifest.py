@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from corom.runtime import Encoder, load_manifest
-from corom.runtime.errors import BundleError
+from corom.runtime.errors import BundleError, InputError
 from corom.runtime.manifest import (
     MANIFEST_NAME,
     FileEntry,
@@ -297,6 +297,17 @@ def test_what_is_no_bundle_is_said_with_the_command_that_makes_one(
         place.touch()
     with pytest.raises(BundleError, match="is not a bundle: .*corom export SOURCE"):
         load_manifest(place)
+
+
+def test_a_pipe_in_place_of_the_manifest_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "manifest.json")
+    with pytest.raises(BundleError, match=r"manifest\.json' is a pipe"):
+        load_manifest(tmp_path)
+
+
+def test_a_name_that_is_no_path_is_bad_input() -> None:
+    with pytest.raises(InputError, match="is no path: it holds a NUL character"):
+        load_manifest(Path("a\0b"))
 
 
 def test_files_are_described_sorted_with_size_and_hash(tmp_path: Path) -> None:

@@ -115,6 +115,36 @@ def test_what_cannot_be_is_refused_before_anything_is_opened(
         RetrievalEncoder(tiny_mean_bundle, truncate_dim=99)
 
 
+def test_one_text_in_place_of_a_list_is_refused(encoder: RetrievalEncoder) -> None:
+    for encode in (encoder.queries, encoder.documents):
+        with pytest.raises(InputTypeError, match="one str; pass a list"):
+            encode("头痛")  # type: ignore[arg-type]
+    for aencode in (encoder.aqueries, encoder.adocuments):
+        with pytest.raises(InputTypeError, match="one str; pass a list"):
+            asyncio.run(aencode("头痛"))  # type: ignore[arg-type]
+
+
+def test_vectors_mean_the_same_whatever_the_options_are_called(
+    tiny_mean_bundle: Path, altered: Path
+) -> None:
+    plain = RetrievalEncoder(tiny_mean_bundle)
+    meaning = plain.meaning()
+    assert (meaning["query_prompt"], meaning["document_prompt"]) == ("查询：", "")
+    same: list[dict[str, Any]] = [
+        {"max_length": plain.manifest.max_length}, {"truncate": True}, {"threads": 1},
+        {"truncate_dim": plain.dimension}, {"normalize_embeddings": None},
+    ]  # fmt: skip
+    for options in same:
+        assert RetrievalEncoder(tiny_mean_bundle, **options).meaning() == meaning
+    others: list[dict[str, Any]] = [
+        {"max_length": 9}, {"truncate": "left"}, {"truncate_dim": 8},
+        {"normalize_embeddings": False},
+    ]  # fmt: skip
+    for options in others:
+        assert RetrievalEncoder(tiny_mean_bundle, **options).meaning() != meaning
+    assert RetrievalEncoder(altered).meaning() != meaning
+
+
 @pytest.mark.parametrize(
     ("module", "package", "extra"),
     [

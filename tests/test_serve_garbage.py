@@ -61,7 +61,7 @@ def late(service: Service) -> None:
 
 
 def given_up(service: Service) -> None:
-    async def encode(*_: Any) -> Any:
+    async def encode(*_: Any, **__: Any) -> Any:
         future = asyncio.get_running_loop().create_future()
         future.set_exception(Overloaded("waited"))
         return await future
