@@ -35,8 +35,6 @@ PIECE_CHARACTERS = 8192
 """A call with many texts waits in pieces of this size, two at a time."""
 SHORT_CHARACTERS = 2048
 """What is tokenized right in the event loop; more would hold up its other tasks."""
-HERE_S = 0.005
-"""What an event loop is held up at most by what it executes itself: Python's own switch interval."""
 TOGETHER_CHARACTERS = 512
 """A text that a thread asks for is tokenized with those of others if it is no longer than this."""
 
@@ -114,7 +112,6 @@ class DynamicBatcher:
         *,
         timeout: float | None = None,
         usage: Usage | None = None,
-        here: bool = False,
         **options: Unpack[TextOptions],
     ) -> Vectors:
         """Return what ``Encoder.encode`` does, (H,) or (N, H), without blocking the event loop.
@@ -122,10 +119,7 @@ class DynamicBatcher:
         Any number of texts will do: many wait in pieces, and others are served in between. It is
         refused with ``Overloaded`` as a whole or not at all. ``timeout`` counts for all of it.
         Cancelling drops what still waits. Texts may be given as lists of this encoder's token ids;
-        special tokens that they lack are added. ``usage`` is told what the call took. ``here``:
-        what takes no longer than ``HERE_S`` may hold up the event loop while nothing else is in
-        hand: for who knows that no other task would ask meanwhile. Of an adaptive encoder it is
-        answered sooner so, by the time that two threads need to wake up.
+        special tokens that they lack are added. ``usage`` is told what the call took.
         """
         import asyncio  # whoever awaits has loaded it; otherwise it takes 40 ms
 
@@ -145,9 +139,7 @@ class DynamicBatcher:
                 if usage is not None:
                     usage.add_tokens(tokens, time.perf_counter() - began)
                 request = Request(tokens, wish, deadline, vectors[start:end], loop, usage)
-                whole = here and end - start == len(series)
-                if not (whole and self._workers.execute_here(request, HERE_S)):
-                    self._exchange.put(request, even_if_full=start > 0)
+                self._exchange.put(request, even_if_full=start > 0)
                 flight.append(request)
                 if len(flight) == 2:
                     await _first(flight)
@@ -241,7 +233,6 @@ class DynamicBatcher:
         if self._workers.has(threading.current_thread()):
             return  # as in a callback: what waits is answered after it
         self._workers.join()
-        self._exchange.wait_for_all()  # what an event loop executes itself
         self._exchange.close(reason, drain=False)  # if no thread was left to drain it
         self._workers.join_watch()
 

@@ -59,39 +59,21 @@ class Exchange:
 
         What is larger than the queue is taken if nothing else waits.
         """
+        tally = self._tally
         with self._changed:
             if self._closed is not None:
                 raise CoromError(self._closed)
+            admission, tokens = self._admission, request.waiting_tokens
             if not even_if_full:
-                self._refuse_if_full(request.waiting_tokens)
-            self._add(request)
+                self._refuse_if_full(tokens)
+            request.patience_s = admission.patience_s(tokens)
+            tally.waiting_tokens += tokens
+            tally.waiting_texts += request.waiting_texts
+            self._waiting.add(request)
             self._changed.notify()
-
-    def take_here(self, request: Request, most_s: float) -> Chosen | None:
-        """Return a request's batch for the caller's own thread to execute, by the threads of all.
-
-        None, and nothing is done, if anything else is in hand, or if it would take longer than
-        ``most_s`` or for a time that is not known. Who gets one calls ``leave`` after it.
-        """
-        with self._changed:
-            seconds = self._pace.seconds(request.waiting_tokens)
-            in_hand = self._running or self._waiting.all() or self._closed is not None
-            if not self._adaptive or in_hand or seconds is None or seconds > most_s:
-                return None
-            self._add(request)
-            return self._claim([])
-
-    def leave(self) -> None:
-        """Let others on: this thread has executed what it took."""
-        with self._changed:
-            self._running.pop(threading.current_thread(), None)
-            self._changed.notify_all()
-
-    def wait_for_all(self) -> None:
-        """Wait until nothing is executed."""
-        with self._changed:
-            while self._running:
-                self._changed.wait()
+            if request.deadline is not None and request.deadline < self._earliest:
+                self._earliest = request.deadline
+                self._deadline_came.notify()
 
     def refuse_if_full(self) -> None:
         """Raise ``Overloaded`` if any call would be refused now: before it is tokenized."""
@@ -234,16 +216,6 @@ class Exchange:
         with self._changed:
             running = sum(len(chosen.texts) for chosen in self._running.values())
             return self._tally.snapshot(running, self._pace.tokens_per_s)
-
-    def _add(self, request: Request) -> None:
-        tokens = request.waiting_tokens
-        request.patience_s = self._admission.patience_s(tokens)
-        self._tally.waiting_tokens += tokens
-        self._tally.waiting_texts += request.waiting_texts
-        self._waiting.add(request)
-        if request.deadline is not None and request.deadline < self._earliest:
-            self._earliest = request.deadline
-            self._deadline_came.notify()
 
     def _refuse_if_full(self, tokens: int | None) -> None:
         tally = self._tally

@@ -34,8 +34,7 @@ async def encode(request: Request, service: Service, texts: Texts, options: Text
     try:
         with Patience(timeout_s) as patience:
             call.when_gone = patience.client_gone
-            alone = request.scope.get("corom.alone", False)
-            return await service.encode(texts, call.usage, options, here=alone)
+            return await service.encode(texts, call.usage, options)
     except TimeoutError:
         raise Refusal(
             504,

@@ -11,7 +11,6 @@ import re
 import socket
 import sys
 import termios
-import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -24,8 +23,6 @@ HEADER_BYTES = 65_536
 SWEEP_S = 1.0
 UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 CONTINUE = b"HTTP/1.1 100 "
-QUIET_S = 0.05
-"""Who asks after so long without a request seems to be the only one, too."""
 TAKE_RATE = 16_384
 """Bytes a second that a client has to take of an answer, on average of --body-timeout: others wait
 for the room that its vectors have."""
@@ -49,8 +46,6 @@ class Connections:
         """Those that owe headers, and since when."""
         self.idle: dict[Connection, None] = {}
         """Those that were answered and may ask again."""
-        self._asked_last: Callable[[], Connection | None] = lambda: None
-        self._asked = 0.0
         self._untaken: dict[Connection, tuple[float, int]] = {}
         """Those whose answer waits to be taken: since when, and bytes that were taken by then."""
 
@@ -87,15 +82,6 @@ class Connections:
         """Note that a connection is busy, or closed."""
         self.unfinished.pop(connection, None)
         self.idle.pop(connection, None)
-
-    def asks_alone(self, connection: "Connection", now: float) -> bool:
-        """Note a request, and say whether its client seems to be the only one that asks now.
-
-        It is if it asked last, too, or if nobody has for a while.
-        """
-        alone = self._asked_last() is connection or now - self._asked >= QUIET_S
-        self._asked_last, self._asked = weakref.ref(connection), now
-        return alone
 
     def must_take(self, connection: "Connection", now: float) -> None:
         """Note that a client has to take what was written to it, and what follows."""
@@ -232,7 +218,6 @@ class Connection(HttpToolsProtocol):
         """Begin a request."""
         self._reading = True
         self.others.forget(self)
-        self.scope["corom.alone"] = self.others.asks_alone(self, self.loop.time())
         super().on_headers_complete()
         if not self.pipeline:
             self._answering = self.cycle

@@ -124,14 +124,12 @@ class Service:
         texts: str | list[str] | list[list[int]],
         usage: Usage,
         options: TextOptions,
-        *,
-        here: bool = False,
     ) -> Vectors:
         """Return the vectors (N, H) of N texts, (1, H) of one; what it took goes into ``usage``.
 
-        ``here``, and errors: see ``DynamicBatcher.aencode``.
+        Raises as ``DynamicBatcher.aencode`` does.
         """
-        vectors = await self.batcher.aencode(texts, usage=usage, here=here, **options)
+        vectors = await self.batcher.aencode(texts, usage=usage, **options)
         return vectors[None] if isinstance(texts, str) else vectors
 
     def before_reading(self) -> None:

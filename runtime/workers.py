@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 from .batching import Batch
 from .exchange import Exchange
-from .request import Request
 from .tokenizing import TokenizeEach
 from .vectors import Vectors
 from .waiting import Chosen
@@ -43,21 +42,6 @@ class Workers:
         if len(self._threads) < self._count:
             with self._starting:
                 self._start()
-
-    def execute_here(self, request: Request, most_s: float) -> bool:
-        """Execute a request in the caller's thread; False if it has to wait for others' threads.
-
-        So that no thread has to wake up for it, and none for its answer: that takes as long as a
-        short text. See ``Exchange.take_here``.
-        """
-        chosen = self._exchange.take_here(request, most_s)
-        if chosen is None:
-            return False
-        try:
-            self._execute(chosen)
-        finally:
-            self._exchange.leave()
-        return True
 
     def watch_deadlines(self) -> None:
         """Start the thread that does, unless it runs: most batchers need none."""

@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from occupied import ROOM, occupied
 from uvicorn.server import ServerState
 
-from corom.runtime import server_protocol
 from corom.runtime.errors import Overloaded
 from corom.runtime.request import Usage
 from corom.runtime.server import build_app
@@ -175,37 +174,6 @@ def test_no_more_are_accepted_together_than_there_is_room_for() -> None:
             assert len(state.connections) < 60  # uvloop's own, one a turn: the oldest is to go
             for client in clients:
                 client.close()
-
-    uvloop.run(main())
-
-
-def test_who_asks_last_too_seems_to_be_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_protocol, "QUIET_S", 0.5)
-    seen: list[bool] = []
-
-    async def app(scope: Any, _receive: Any, send: Any) -> None:
-        seen.append(scope["corom.alone"])
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
-
-    async def main() -> None:
-        async with listening(100, app) as (_, state, address):
-            one, other = (socket.create_connection(address) for _ in range(2))
-            for client, pause in (
-                (one, 0), (one, 0), (other, 0), (other, 0), (one, 0), (other, 0), (one, 0.6),
-            ):  # fmt: skip
-                await asyncio.sleep(pause)
-                before = len(seen)
-                client.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
-                async with asyncio.timeout(60):
-                    while len(seen) == before:
-                        await asyncio.sleep(0)
-            assert seen == [True, True, False, True, False, False, True]
-            for client in (one, other):
-                client.close()
-            async with asyncio.timeout(60):
-                while state.connections:
-                    await asyncio.sleep(0.01)
 
     uvloop.run(main())
 
