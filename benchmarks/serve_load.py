@@ -26,9 +26,10 @@ from .load import Arrivals, arrival_times
 
 CALLERS = 32
 """Callers of the closed loop whose rate is taken for the capacity."""
-BLOCK = 20
+BLOCK = 200
 """Texts in a row over HTTP, then the same by `encode`: in turns, but seldom, since each waits for
-the other's threads to fall asleep."""
+the other's threads to fall asleep, and two virtual CPUs that were idle share one core for a tenth
+of a second when both wake."""
 BACK_TO_NORMAL = 2.0
 PROBES = 10
 """Latency has returned once the median of ten requests in a row is at most twice what it was."""

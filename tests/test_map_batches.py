@@ -256,7 +256,8 @@ print(json.dumps([done["n"][:], done["embedding"][:]]))
 
 
 @needs("ray", "pandas")
-@pytest.mark.parametrize("way", ["class", pytest.param("object", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("way", ["class", "object"])
+@pytest.mark.slow
 def test_ray_data(script: Callable[..., Any], vectors: np.ndarray, way: str) -> None:
     program = f"""
 import json, logging, warnings, ray

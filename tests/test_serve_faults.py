@@ -481,17 +481,25 @@ def test_a_wrong_key_is_refused_on_all_routes_but_probes(tiny_bundle: Path) -> N
 def under_load(
     server: Server, calls: list[Call], seconds: float, act: Callable[[], None], after: float
 ) -> list[Reply]:
-    """Return the replies of eight callers, among whom ``act`` is done ``after`` so many seconds."""
+    """Return the replies of eight callers, among whom ``act`` is done ``after`` so many seconds.
+
+    Each ends when it was answered for a second after that, or when so many seconds have passed.
+    """
+    begin = time.perf_counter()
+
+    def answered_again(replies: list[Reply]) -> bool:
+        later = [reply for reply in replies if reply.sent > begin + after and reply.status == 200]
+        return bool(later) and later[-1].ended - later[0].ended > 1
 
     async def main() -> list[Reply]:
         client = Client(server.url)
-        asyncio.get_running_loop().call_later(after, act)
+        asyncio.get_running_loop().call_later(begin + after - time.perf_counter(), act)
 
         async def patient() -> list[Reply]:
             # Who found nobody asks again a little later, as clients do.
-            replies = []
+            replies: list[Reply] = []
             until = time.perf_counter() + seconds
-            while time.perf_counter() < until:
+            while time.perf_counter() < until and not answered_again(replies):
                 replies += await callers(client, requests, 1, 0.05)
                 if not replies or replies[-1].status != 200:
                     await asyncio.sleep(0.05)

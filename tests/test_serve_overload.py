@@ -202,7 +202,7 @@ def asking(address: Any, room: int, keep: bool) -> socket.socket:
     return client
 
 
-@pytest.mark.parametrize("parts", [1, 50])
+@pytest.mark.parametrize("parts", [50, pytest.param(1, marks=pytest.mark.slow)])
 def test_who_takes_nothing_of_an_answer_is_closed_and_who_is_slow_gets_all(parts: int) -> None:
     size = 8_000_000
 
