@@ -27,6 +27,7 @@ NEEDS = {"starlette": "serve", "httptools": "serve", "uvloop": "serve", "psutil"
 TEXTS = 500
 LOADS, BURST = (0.5, 0.9), 2.0
 SHORT_SHARE = 1 / 6
+IDEAL_REQUESTS = 10_000
 """Of ``--seconds``: what each load takes that comes before the open loops."""
 PEER_SHARE = 0.4
 """Of that: what each load of a round beside the peer takes."""
@@ -127,6 +128,7 @@ async def measure(
     """Return the figures of every load, in the order they were put on the server."""
     from .http_calls import BATCH_TEXTS, apart, call_rows, make_calls
     from .http_client import Client
+    from .ideal_server import tails
     from .serve_load import CALLERS, Subject, burst, closed, growth, opened, overhead, settled
 
     floor = COSINE_MIN[encoder.precision]
@@ -145,6 +147,9 @@ async def measure(
     if start_peer is not None:
         report["peer"] = await beside_peer(single, start_peer, rounds, short * PEER_SHARE)
     subject = Subject(server, single.client, calls[1], expected, floor)
+    lengths = [len(ids) for ids in encoder.token_ids(texts)]
+    groups = [call.rows for call in calls[1]] * (IDEAL_REQUESTS // len(calls[1]) + 1)
+    report["ideal"] = {size: tails(lengths, groups, LOADS[-1], size) for size in (1, BATCH_TEXTS)}
     say("one caller, then capacity")
     loads = {"one caller": await closed(subject, 1, short)}
     await closed(subject, CALLERS, short / 5)  # memory is compared from here on

@@ -82,7 +82,13 @@ def tables(report: dict[str, Any]) -> str:
         f"memory: {memory['first_mb']:.0f} MB as the loads began, {memory['peak_mb']:.0f} at most, "
         f"{memory['after_mb']:.0f} after them, {memory['again_mb']:.0f} after the last once more"
     )
-    parts = [about, text_table(header, rows), of_memory]
+    ideal = "; ".join(
+        f"{size} text{'s'[: size != 1]}: "
+        + ", ".join(f"{times:.3g} ({order})" for order, times in by_order.items())
+        for size, by_order in report["ideal"].items()
+    )
+    of_ideal = f"90 %: p99 by unloaded p50 of the best server there could be, by order: {ideal}"
+    parts = [about, text_table(header, rows), of_memory, of_ideal]
     if (peer := report.get("peer")) is not None:
         parts.append(_peer_table(peer))
     limits = [

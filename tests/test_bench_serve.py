@@ -409,6 +409,7 @@ def report() -> dict[str, Any]:
         "memory": {
             "first_mb": 100, "peak_mb": 120, "after_mb": 110, "again_mb": 111, "grown_again": 0.01,
         },
+        "ideal": {1: {"as they come": 16.1, "shortest first": 5.9}},
         "loads": {
             "one caller": load(10_000, 12_000),
             "open loop, 50 %": load(11_000, 20_000),
@@ -426,6 +427,7 @@ def test_every_limit_is_met_or_said_not_to_be(report: dict[str, Any]) -> None:
     assert unmet(report) == []
     report["floors"] = [floor._asdict() for floor in floors(report, 5.0)]
     assert "| open loop, 90 % |" in tables(report)
+    assert "1 text: 16.1 (as they come), 5.9 (shortest first)" in tables(report)
 
 
 @pytest.mark.parametrize(("path", "value", "name"), [
@@ -487,6 +489,7 @@ def test_the_real_server_under_load(corom: Corom, tiny_bundle: Path, tmp_path: P
         assert sum(load["statuses"].values()) == load["requests"] > 0
         assert 0 < load["client_cpu_share"] < 1
     assert report["memory"]["peak_mb"] > 20
+    assert set(report["ideal"]) == {"1", "8"}
     assert {floor["limit"] for floor in report["floors"]} >= {"≤ 1", "≤ 5", "≤ 100"}
 
 
