@@ -15,7 +15,7 @@ from corom.runtime.errors import missing_extra
 
 from .cli_options import mix_option
 from .contestants import COSINE_MIN
-from .load import Arrivals
+from .load import Arrivals, arrival_times
 from .report import output_option, show
 from .texts import Mix, made_texts, read_texts
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 NEEDS = {"starlette": "serve", "httptools": "serve", "uvloop": "serve", "psutil": "bench"}
 TEXTS = 500
 LOADS, BURST = (0.5, 0.9), 2.0
-SHORT_SHARE = 1 / 6
 IDEAL_REQUESTS = 10_000
+SHORT_SHARE = 1 / 6
 """Of ``--seconds``: what each load takes that comes before the open loops."""
 PEER_SHARE = 0.4
 """Of that: what each load of a round beside the peer takes."""
@@ -149,7 +149,9 @@ async def measure(
     subject = Subject(server, single.client, calls[1], expected, floor)
     lengths = [len(ids) for ids in encoder.token_ids(texts)]
     groups = [call.rows for call in calls[1]] * (IDEAL_REQUESTS // len(calls[1]) + 1)
-    report["ideal"] = {size: tails(lengths, groups, LOADS[-1], size) for size in (1, BATCH_TEXTS)}
+    came = arrival_times(arrivals, LOADS[-1], len(groups))
+    sizes = sorted({len(rows) for rows in groups})
+    report["ideal"] = {size: tails(lengths, groups, came, size) for size in sizes}
     say("one caller, then capacity")
     loads = {"one caller": await closed(subject, 1, short)}
     await closed(subject, CALLERS, short / 5)  # memory is compared from here on

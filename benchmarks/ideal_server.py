@@ -1,7 +1,7 @@
-"""What the best server there could be would keep its callers waiting: a limit for any real one.
+"""How long a server without overhead or noise would keep its callers waiting, by its order.
 
-It has no overhead and no noise, executes one request at a time by all its CPUs, and takes for it as
-long as the tokens say. Pure functions of service times.
+It executes one request at a time by all its CPUs, and takes for it as long as its tokens say; to
+put one aside for another costs nothing. A real one may gain by batches. Pure functions of times.
 """
 
 import heapq
@@ -12,66 +12,54 @@ import numpy.typing as npt
 
 Times = npt.NDArray[np.float64]
 """Seconds (N,), of N requests in the order in which they come."""
+Rank = Callable[[int, float], float]
+"""A request's number and what it has left to do, to its place: the lowest is served."""
 
 
-def first_come(service: Times, gap: float) -> Times:
-    """Return how long each request takes, waiting included, if they are served as they come.
+def served(came: Times, service: Times, rank: Rank) -> Times:
+    """Return how long each request takes, waiting included.
 
-    ``service``: how long each takes alone. ``gap``: seconds from one to the next.
+    ``came``: when each comes. ``service``: how long each takes alone.
     """
-    took, free = np.empty_like(service), 0.0
-    for number, seconds in enumerate(service):
-        came = number * gap
-        free = max(free, came) + seconds
-        took[number] = free - came
-    return took
-
-
-def shortest_first(service: Times, gap: float) -> Times:
-    """Return the same if whatever has the least left to do is served, others put aside meanwhile.
-
-    No other order makes the mean as small.
-    """
-    took = np.empty_like(service)
+    took, left = np.empty_like(service), service.tolist()
     waiting: list[tuple[float, int]] = []
     now, come = 0.0, 0
     while waiting or come < len(service):
-        if not waiting:
-            now = max(now, come * gap)
-        ahead = now + waiting[0][0] if waiting else now
-        if come < len(service) and come * gap <= ahead:
-            if waiting:
-                left, number = waiting[0]
-                heapq.heapreplace(waiting, (left - max(0.0, come * gap - now), number))
-            now = max(now, come * gap)
-            heapq.heappush(waiting, (float(service[come]), come))
-            come += 1
+        first = waiting[0][1] if waiting else None
+        ends = now + left[first] if first is not None else float("inf")
+        if come < len(service) and came[come] < ends:
+            moment = max(now, float(came[come]))
+            if first is not None:
+                left[first] -= moment - now
+                heapq.heapreplace(waiting, (rank(first, left[first]), first))
+            heapq.heappush(waiting, (rank(come, left[come]), come))
+            now, come = moment, come + 1
         else:
-            _, number = heapq.heappop(waiting)
-            now = ahead
-            took[number] = now - number * gap
+            assert first is not None
+            heapq.heappop(waiting)
+            took[first], now = ends - came[first], ends
     return took
 
 
-ORDERS: dict[str, Callable[[Times, float], Times]] = {
-    "as they come": first_come,
-    "shortest first": shortest_first,
-}
-
-
 def tails(
-    tokens: Sequence[int], groups: Sequence[Sequence[int]], load: float, texts: int
+    tokens: Sequence[int], groups: Sequence[Sequence[int]], came: Times, texts: int
 ) -> dict[str, float]:
     """Return p99 by the p50 that a request has alone, of those with so many ``texts``, by order.
 
-    ``tokens``: of each text. ``groups``: the texts of each request, in the order in which they
-    come, evenly. ``load``: share of its capacity that is asked for.
+    ``tokens``: of each text. ``groups``: the texts of each request. ``came``: when each comes, in
+    units of what one takes on average.
     """
     service = np.array([sum(tokens[row] for row in rows) for rows in groups], np.float64)
-    chosen = np.array([len(rows) == texts for rows in groups])
+    service /= service.mean()
+    sizes = [len(rows) for rows in groups]
+    chosen = np.array(sizes) == texts
     alone = float(np.median(service[chosen]))
-    gap = float(service.mean()) / load
+    orders: dict[str, Rank] = {
+        "as they come": lambda number, _: number,
+        "least left first": lambda _, left: left,
+        "fewest texts first": lambda number, _: sizes[number],
+    }
     return {
-        name: float(np.percentile(order(service, gap)[chosen], 99)) / alone
-        for name, order in ORDERS.items()
+        name: float(np.percentile(served(came, service, rank)[chosen], 99)) / alone
+        for name, rank in orders.items()
     }

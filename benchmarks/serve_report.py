@@ -87,7 +87,7 @@ def tables(report: dict[str, Any]) -> str:
         + ", ".join(f"{times:.3g} ({order})" for order, times in by_order.items())
         for size, by_order in report["ideal"].items()
     )
-    of_ideal = f"90 %: p99 by unloaded p50 of the best server there could be, by order: {ideal}"
+    of_ideal = f"90 %: p99 by unloaded p50 of a server without overhead, by order: {ideal}"
     parts = [about, text_table(header, rows), of_memory, of_ideal]
     if (peer := report.get("peer")) is not None:
         parts.append(_peer_table(peer))

@@ -29,11 +29,15 @@ def tokenizer_json(folder: Path, config: EncoderConfig) -> bytes:
             f"the tokenizer in '{folder}' is {type(theirs).__name__}, which has no tokenizer.json "
             "(it runs in Python only). corom exports those that have one."
         )
-    if theirs.truncation_side != "right" or theirs.split_special_tokens:
+    if theirs.truncation_side != "right":
         raise CheckpointError(
-            f"the tokenizer in '{folder}' cuts long texts on the {theirs.truncation_side}, or "
-            "splits special tokens (truncation_side, split_special_tokens), which a bundle does "
-            "not. Change that, and ask for the first when you encode: truncate='left'."
+            f"the tokenizer in '{folder}' cuts long texts on the left (truncation_side), which a "
+            "bundle does not. Change it, and ask for that when you encode: truncate='left'."
+        )
+    if theirs.split_special_tokens:
+        raise CheckpointError(
+            f"the tokenizer in '{folder}' splits special tokens (split_special_tokens), which a "
+            "bundle does not."
         )
     tokenizer: tokenizers.Tokenizer = theirs.backend_tokenizer
     tokenizer.no_padding()
@@ -87,8 +91,8 @@ def reference_token_ids(
 def file_token_ids(theirs: Any, folder: Path, texts: list[str]) -> list[list[int]] | None:  # noqa: ANN401
     """Return the ids that tokenizer.json gives the texts, uncut; None if there is none.
 
-    transformers makes some tokenizers anew out of parts of that file. What its BertTokenizer takes
-    from elsewhere by design is taken from ``theirs``, an opened one.
+    transformers makes some tokenizers anew out of parts of that file. What it takes from elsewhere
+    by design is taken from ``theirs``, an opened one: added tokens, and BertTokenizer's case.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -96,6 +100,9 @@ def file_token_ids(theirs: Any, folder: Path, texts: list[str]) -> list[list[int
     tokenizer = tokenizers.Tokenizer.from_file(str(path))
     if isinstance(tokenizer.normalizer, normalizers.BertNormalizer):
         tokenizer.normalizer = theirs.backend_tokenizer.normalizer
+    added = theirs.backend_tokenizer.get_added_tokens_decoder().values()
+    tokenizer.add_special_tokens([token for token in added if token.special])
+    tokenizer.add_tokens([token for token in added if not token.special])
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return [encoding.ids for encoding in tokenizer.encode_batch(texts)]

@@ -55,6 +55,7 @@ class RetrievalEncoder:
         length = dict(self._late.options).get("max_length")
         return {
             "weights_sha256": manifest.source.weights_sha256,
+            "tokenizer_sha256": manifest.entry("tokenizer.json").sha256,
             "pooling": manifest.pooling,
             "max_length": manifest.max_length if length is None else length,
             "truncate": document.truncate,

@@ -409,7 +409,7 @@ def report() -> dict[str, Any]:
         "memory": {
             "first_mb": 100, "peak_mb": 120, "after_mb": 110, "again_mb": 111, "grown_again": 0.01,
         },
-        "ideal": {1: {"as they come": 16.1, "shortest first": 5.9}},
+        "ideal": {1: {"as they come": 16.1, "least left first": 5.9}},
         "loads": {
             "one caller": load(10_000, 12_000),
             "open loop, 50 %": load(11_000, 20_000),
@@ -427,7 +427,7 @@ def test_every_limit_is_met_or_said_not_to_be(report: dict[str, Any]) -> None:
     assert unmet(report) == []
     report["floors"] = [floor._asdict() for floor in floors(report, 5.0)]
     assert "| open loop, 90 % |" in tables(report)
-    assert "1 text: 16.1 (as they come), 5.9 (shortest first)" in tables(report)
+    assert "1 text: 16.1 (as they come), 5.9 (least left first)" in tables(report)
 
 
 @pytest.mark.parametrize(("path", "value", "name"), [

@@ -16,7 +16,12 @@ from corom.export.bundle import export_bundle
 from corom.export.config import EncoderConfig, encoder_config
 from corom.export.errors import CheckpointError
 from corom.export.sources import ResolvedSource
-from corom.export.tokenizer import tokenizer_json
+from corom.export.tokenizer import (
+    file_token_ids,
+    reference_token_ids,
+    reference_tokenizer,
+    tokenizer_json,
+)
 from corom.runtime.errors import ParityError
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -134,6 +139,19 @@ def test_a_file_that_transformers_makes_something_else_of_is_not_published(
     with pytest.raises(ParityError, match=r"differs from its tokenizer\.json"):
         export_bundle(str(folder), tmp_path / "bundle", pooling="cls", parity_texts=parity_file)
     assert not (tmp_path / "bundle").exists()
+
+
+def test_tokens_added_beside_the_file_are_no_difference(
+    make_checkpoint: Callable[..., Path], vocabulary: list[str], parity_texts: list[str]
+) -> None:
+    folder = make_checkpoint(tokenizer="tokenizer.json", vocab_size=len(vocabulary) + 1)
+    (folder / "added_tokens.json").write_text(json.dumps({"曲妥珠单抗": len(vocabulary)}))
+    theirs = reference_tokenizer(folder)
+    texts = [*parity_texts, "打曲妥珠单抗"]
+    expected = reference_token_ids(theirs, texts, None)
+    assert file_token_ids(theirs, folder, texts) == expected
+    assert len(vocabulary) in expected[-1]
+    assert file_token_ids(theirs, make_checkpoint(), texts) is None
 
 
 def test_a_file_that_cuts_on_the_left_is_refused(make_checkpoint: Callable[..., Path]) -> None:
