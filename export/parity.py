@@ -93,21 +93,31 @@ def reference_golden(checkpoint: Checkpoint, reference: Reference, texts: list[s
     added = [f"头 {token} 痛" for token in sorted(theirs.get_added_vocab())]
     checked = [*texts, *added]
     expected = reference_token_ids(theirs, checked, checkpoint.max_length)
-    for text, want, got in zip(checked, expected, tokenizer(checked).ids, strict=True):
-        if want != got:
-            raise ParityError(
-                "the tokenizer differs from transformers' tokenizer for this checkpoint.\n"
-                f"Text: {text[:200]}\nFound: {got[:20]}\nExpected: {want[:20]}\n"
-                f"{NOTHING_PUBLISHED}"
-            )
+    _require_equal(
+        "the tokenizer differs from transformers' tokenizer for this checkpoint.",
+        checked,
+        tokenizer(checked).ids,
+        expected,
+    )
     of_file = file_token_ids(theirs, checkpoint.folder, texts)
-    whole = reference_token_ids(theirs, texts, None)
-    for text, want, got in zip(texts, whole, of_file or whole, strict=True):
-        if want != got:
+    if of_file is not None:
+        _require_equal(
+            "transformers' tokenizer for this checkpoint differs from its tokenizer.json: one of "
+            "them is not what the model was trained with.",
+            texts,
+            reference_token_ids(theirs, texts, None),
+            of_file,
+        )
+    return Golden(texts, reference.vectors(expected[: len(texts)]))
+
+
+def _require_equal(
+    otherwise: str, texts: list[str], found: list[list[int]], expected: list[list[int]]
+) -> None:
+    """Raise ``ParityError`` with the first text whose ids differ."""
+    for text, got, want in zip(texts, found, expected, strict=True):
+        if got != want:
             raise ParityError(
-                "transformers' tokenizer for this checkpoint differs from its tokenizer.json: one "
-                "of them is not what the model was trained with.\n"
-                f"Text: {text[:200]}\nThe file: {got[:20]}\ntransformers: {want[:20]}\n"
+                f"{otherwise}\nText: {text[:200]}\nFound: {got[:20]}\nExpected: {want[:20]}\n"
                 f"{NOTHING_PUBLISHED}"
             )
-    return Golden(texts, reference.vectors(expected[: len(texts)]))
