@@ -49,6 +49,9 @@ os.environ |= {
     "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime, where a test imports it itself
 }
 
+# As a process of its own has it: under nohup all that the tests start would ignore it.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 # Other tests run beside these: how long an example takes says nothing.
 settings.register_profile("corom", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("corom")
