@@ -8,15 +8,14 @@ import heapq
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
-Times = npt.NDArray[np.float64]
-"""Seconds (N,), of N requests in the order in which they come."""
+from .load import Seconds, finish_times
+
 Rank = Callable[[int, float], float]
 """A request's number and what it has left to do, to its place: the lowest is served."""
 
 
-def served(came: Times, service: Times, rank: Rank) -> Times:
+def served(came: Seconds, service: Seconds, rank: Rank) -> Seconds:
     """Return how long each request takes, waiting included.
 
     ``came``: when each comes. ``service``: how long each takes alone.
@@ -42,7 +41,7 @@ def served(came: Times, service: Times, rank: Rank) -> Times:
 
 
 def tails(
-    tokens: Sequence[int], groups: Sequence[Sequence[int]], came: Times, texts: int
+    tokens: Sequence[int], groups: Sequence[Sequence[int]], came: Seconds, texts: int
 ) -> dict[str, float]:
     """Return p99 by the p50 that a request has alone, of those with so many ``texts``, by order.
 
@@ -54,12 +53,11 @@ def tails(
     sizes = [len(rows) for rows in groups]
     chosen = np.array(sizes) == texts
     alone = float(np.median(service[chosen]))
-    orders: dict[str, Rank] = {
-        "as they come": lambda number, _: number,
-        "least left first": lambda _, left: left,
-        "fewest texts first": lambda number, _: sizes[number],
+    took = {
+        "as they come": finish_times(came, service) - came,
+        "least left first": served(came, service, lambda _, left: left),
+        "fewest texts first": served(came, service, lambda number, _: sizes[number]),
     }
     return {
-        name: float(np.percentile(served(came, service, rank)[chosen], 99)) / alone
-        for name, rank in orders.items()
+        order: float(np.percentile(seconds[chosen], 99)) / alone for order, seconds in took.items()
     }

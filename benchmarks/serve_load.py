@@ -257,14 +257,13 @@ def growth(
     All that it may have in hand it has had by the end of the loads; what the same load adds to that
     when it is put on once more would be added each time.
     """
-    sizes = [sample.rss_bytes / 1e6 for sample in loaded]
     first, rest, last = (
-        float(np.median([sample.rss_bytes / 1e6 for sample in some]))
+        float(np.median([sample.rss_bytes for sample in some])) / 1e6
         for some in (loaded[: max(1, len(loaded) // 5)], after, again)
     )
     return {
         "first_mb": first,
-        "peak_mb": max(sizes),
+        "peak_mb": max(sample.rss_bytes for sample in loaded) / 1e6,
         "after_mb": rest,
         "again_mb": last,
         "grown_again": last / rest - 1,

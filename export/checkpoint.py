@@ -73,7 +73,7 @@ def load_checkpoint(source: ResolvedSource, recipe: Recipe | None = None) -> Che
     if conventions.lowercase:
         _refuse_outer_lowercase(tokenizer, folder)
     prompts = conventions.prompts
-    if recipe.prompts:
+    if recipe.prompts:  # for a folder of sentence-transformers, which always has some
         prompts = completed(recipe.prompts) if prompts else recipe.prompts
     return Checkpoint(
         folder=folder,

@@ -214,21 +214,24 @@ def _sentence_config(folder: Path) -> dict[str, Any]:
     """Return the settings of the Transformer module; refuses those that corom would not heed."""
     for kind in _SENTENCE_CONFIGS:
         path = folder / f"sentence_{kind}_config.json"
-        settings = read_json(path)
-        if settings:
-            for key, value in settings.items():
-                if key not in ("max_seq_length", "do_lower_case") and not _without_effect(
-                    key, value
-                ):
-                    raise CheckpointError(
-                        f"'{path}' has {key} {value!r}, which corom does not reproduce. If the "
-                        "vectors do not depend on it, remove it from a copy of the checkpoint."
-                    )
+        if settings := read_json(path):
+            _refuse_unheeded(settings, path)
             return settings
     return {}
 
 
-def _without_effect(key: str, value: object) -> bool:
+def _refuse_unheeded(settings: dict[str, Any], path: Path) -> None:
+    for key, value in settings.items():
+        if not _is_heeded_or_without_effect(key, value):
+            raise CheckpointError(
+                f"'{path}' has {key} {value!r}, which corom does not reproduce. If the vectors do "
+                "not depend on it, remove it from a copy of the checkpoint."
+            )
+
+
+def _is_heeded_or_without_effect(key: str, value: object) -> bool:
+    if key in ("max_seq_length", "do_lower_case"):
+        return True
     if key in _ARGUMENTS:
         return not value or (isinstance(value, dict) and set(value) <= _ARGUMENTS[key])
     return value in _WITHOUT_EFFECT.get(key, ())

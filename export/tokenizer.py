@@ -81,10 +81,9 @@ def reference_token_ids(
     max_length: int | None,
 ) -> list[list[int]]:
     """Return the ids that a tokenizer of transformers gives the texts; None cuts none of them."""
-    if max_length is None:
-        whole = theirs(texts, truncation=False, verbose=False)["input_ids"]
-        return list(whole)
-    ids: list[list[int]] = theirs(texts, truncation=True, max_length=max_length)["input_ids"]
+    cut = max_length is not None
+    encoded = theirs(texts, truncation=cut, max_length=max_length, verbose=False)
+    ids: list[list[int]] = encoded["input_ids"]
     return ids
 
 

@@ -78,7 +78,8 @@ class Lane:
             self._device_in = device.allocate(in_bytes)
             undo.callback(device.free, self._device_in)
             self._device_out = device.allocate(out_bytes)
-            undo.pop_all()
+            undo.callback(device.free, self._device_out)
+            self._release = undo.pop_all()
 
     def start(self, batch: Batch, bucket: Bucket) -> None:
         """Pack a batch that fits the bucket and begin to execute it.
@@ -131,13 +132,8 @@ class Lane:
     def close(self) -> None:
         """Release everything."""
         self.drop_slots()
-        # The views end before the memory below them does.
-        self._running = None
-        for address in (self._device_in, self._device_out):
-            self._device.free(address)
-        for block in (self._in, self._out):
-            self._device.free_pinned(block)
-        self._device.free_stream(self.stream)
+        self._running = None  # the views end before the memory below them does
+        self._release.close()
 
     def _slot(self, bucket: Bucket) -> Slot:
         slot = self._slots.get(bucket)

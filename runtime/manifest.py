@@ -155,7 +155,7 @@ def load_manifest(bundle: Path) -> Manifest:
     """Read and check ``bundle/manifest.json``.
 
     Raises ``BundleError`` if the folder is no bundle, the manifest is malformed, newer than this
-    corom, or names a path outside the bundle.
+    corom, or names a path outside the bundle; ``InputError`` for what is no path.
     """
     path = bundle / MANIFEST_NAME
     try:

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corom.benchmarks.ideal_server import served, tails
+from corom.benchmarks.load import finish_times
 
 SERVICE = st.lists(st.integers(1, 50), min_size=1, max_size=60).map(lambda x: np.array(x, float))
 GAP = st.integers(1, 40).map(float)
@@ -36,10 +37,7 @@ def test_no_order_is_faster_than_alone_and_least_left_first_has_the_smallest_mea
 ) -> None:
     came = np.arange(len(service)) * gap
     in_turn, short = served(came, service, first_come), served(came, service, least_left)
-    ends = np.zeros(len(service))
-    for number, seconds in enumerate(service):
-        ends[number] = max(came[number], ends[number - 1] if number else 0) + seconds
-    np.testing.assert_allclose(in_turn, ends - came)
+    np.testing.assert_allclose(in_turn, finish_times(came, service) - came)
     assert (short >= service - 1e-9).all()
     assert short.sum() <= in_turn.sum() + 1e-6
     # Both are busy for as long: whoever is the last ends at the same time.
