@@ -20,6 +20,7 @@ from .report import output_option, show
 from .texts import Mix, made_texts, read_texts
 
 if TYPE_CHECKING:
+    from .http_calls import Call
     from .http_server import Server
     from .serve_load import Subject
 
@@ -82,10 +83,10 @@ def serve(
 ) -> None:
     """Put `corom serve BUNDLE` under load over loopback, and check every vector that comes back.
 
-    HTTP beside `encode`, a closed loop for the capacity, then open loops at 50 %, 90 % and 200 % of
-    it, --seconds each, whose latency counts from when a request was due. Nine of ten requests hold
-    one text, the tenth eight. Exit code 1 if a vector is wrong or an answer is lost; a figure
-    beyond its limit is shown, not an error: machines differ.
+    HTTP beside `encode`, single texts beside a caller who indexes, a closed loop for the capacity,
+    then open loops at 50 %, 90 % and 200 % of it, --seconds each, whose latency counts from when a
+    request was due. Nine of ten requests hold one text, the tenth eight. Exit code 1 if a vector is
+    wrong or an answer is lost; a figure beyond its limit is shown, not an error: machines differ.
     """
     for package, extra in NEEDS.items():
         if find_spec(package) is None:
@@ -129,6 +130,7 @@ async def measure(
     from .http_calls import BATCH_TEXTS, apart, call_rows, make_calls
     from .http_client import Client
     from .ideal_server import tails
+    from .serve_indexing import beside_indexing, indexing_rows
     from .serve_load import CALLERS, Subject, burst, closed, growth, opened, overhead, settled
 
     floor = COSINE_MIN[encoder.precision]
@@ -144,8 +146,11 @@ async def measure(
     report: dict[str, Any] = {"texts": len(texts), "batch_texts": BATCH_TEXTS}
     say("HTTP beside encode, in turns")
     report["overhead"] = await overhead(single, encoder.encode, texts, short)
+    many = make_calls(texts, indexing_rows(len(texts)), encoder.manifest.name)
     if start_peer is not None:
-        report["peer"] = await beside_peer(single, start_peer, rounds, short * PEER_SHARE)
+        report["peer"] = await beside_peer(single, many, start_peer, rounds, short * PEER_SHARE)
+    say("single texts beside a caller who indexes")
+    report["indexing"] = await beside_indexing(single, many, short)
     subject = Subject(server, single.client, calls[1], expected, floor)
     lengths = [len(ids) for ids in encoder.token_ids(texts)]
     groups = [call.rows for call in calls[1]] * (IDEAL_REQUESTS // len(calls[1]) + 1)
@@ -176,7 +181,11 @@ async def measure(
 
 
 async def beside_peer(
-    ours: "Subject", start_peer: "Callable[[], Server]", rounds: int, seconds: float
+    ours: "Subject",
+    many: "list[Call]",
+    start_peer: "Callable[[], Server]",
+    rounds: int,
+    seconds: float,
 ) -> dict[str, Any]:
     """Start the peer, measure both in turns, and end it."""
     from .http_client import Client
@@ -187,7 +196,7 @@ async def beside_peer(
     with start_peer() as server:
         # Its fp32 may be as far from our vectors as these from fp32.
         theirs = Subject(server, Client(server.url), ours.calls, ours.expected, ours.cosine_min)
-        return await beside(ours, theirs, rounds, seconds, say)
+        return await beside(ours, theirs, many, rounds, seconds, say)
 
 
 def peer_starter(encoder: Encoder, source: str) -> "Callable[[], Server]":

@@ -1,14 +1,17 @@
 """infinity's server beside `corom serve`: one checkpoint, client and texts, in turns."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import figures
+from .http_calls import Call
 from .http_server import HOST, Server, free_port
 from .peer_environment import ensure_environment, requirements_of
+from .serve_indexing import beside_indexing
 from .serve_load import Subject, closed
 
 if TYPE_CHECKING:
@@ -47,46 +50,64 @@ def start_infinity(
 
 
 async def beside(
-    ours: Subject, theirs: Subject, rounds: int, seconds: float, say: Callable[[str], None]
+    ours: Subject,
+    theirs: Subject,
+    many: list[Call],
+    rounds: int,
+    seconds: float,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Measure both servers with each number of callers, in turns; ratios are of each round.
+    """Measure both servers under each load, in turns; ratios are of each round.
 
-    ``seconds``: of each number of callers, server and round.
+    ``many``: the calls of who indexes. ``seconds``: of each load, server and round.
     """
     subjects = {"corom": ours, "infinity": theirs}
-    found: dict[str, dict[int, list[dict[str, Any]]]]
-    found = {name: {count: [] for count in CALLERS} for name in subjects}
+    loads: list[Callable[[Subject], Awaitable[dict[str, Any]]]] = [
+        *(partial(closed, count=count, seconds=seconds) for count in CALLERS),
+        partial(beside_indexing, calls=many, seconds=seconds),
+    ]
+    found: dict[str, list[list[dict[str, Any]]]]
+    found = {name: [[] for _ in loads] for name in subjects}
     for number in range(1 + rounds):  # the first warms both
         say(f"round {number} of {rounds}" if number else "warming both")
-        for count in CALLERS:
+        for at, load in enumerate(loads):
             names = list(subjects)
-            np.random.default_rng([number, count]).shuffle(names)
+            np.random.default_rng([number, at]).shuffle(names)
             for name in names:
-                load = await closed(subjects[name], count, seconds)
+                seen = await load(subjects[name])
                 if number:
-                    found[name][count].append(load)
+                    found[name][at].append(seen)
     pinned = requirements_of("infinity").splitlines()
     return {
         "versions": dict(line.split("==") for line in pinned if line.startswith(PACKAGES)),
         "rounds": rounds,
         "callers": {
-            str(count): _compared(found["corom"][count], found["infinity"][count])
-            for count in CALLERS
+            str(count): _compared(found["corom"][at], found["infinity"][at])
+            for at, count in enumerate(CALLERS)
         },
+        "beside indexing": _compared(
+            found["corom"][-1], found["infinity"][-1], "indexed_texts_per_second"
+        ),
     }
 
 
-def _compared(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    rates = [[load["requests_per_second"] for load in loads] for loads in (ours, theirs)]
+def _compared(
+    ours: Sequence[dict[str, Any]],
+    theirs: Sequence[dict[str, Any]],
+    rate: str = "requests_per_second",
+) -> dict[str, Any]:
+    rates = [[load[rate] for load in loads] for loads in (ours, theirs)]
     p50_ms = [[load["latency"]["p50_us"] / 1e3 for load in loads] for loads in (ours, theirs)]
     each = {
         name: {
-            "requests_per_second": figures.spread(rate)._asdict(),
+            rate: figures.spread(of_one)._asdict(),
             "p50_ms": figures.spread(p50)._asdict(),
         }
-        for name, rate, p50 in zip(("corom", "infinity"), rates, p50_ms, strict=True)
+        for name, of_one, p50 in zip(("corom", "infinity"), rates, p50_ms, strict=True)
     }
     return each | {
-        "times the requests/s": figures.ratio_spread(*rates)._asdict(),
+        f"times the {rate.removesuffix('_per_second').replace('_', ' ')}/s": figures.ratio_spread(
+            *rates
+        )._asdict(),
         "p50 by infinity's": figures.ratio_spread(*p50_ms)._asdict(),
     }

@@ -88,7 +88,7 @@ def tables(report: dict[str, Any]) -> str:
         for size, by_order in report["ideal"].items()
     )
     of_ideal = f"90 %: p99 by unloaded p50 of a server without overhead, by order: {ideal}"
-    parts = [about, text_table(header, rows), of_memory, of_ideal]
+    parts = [about, text_table(header, rows), _indexing(report["indexing"]), of_memory, of_ideal]
     if (peer := report.get("peer")) is not None:
         parts.append(_peer_table(peer))
     limits = [
@@ -103,7 +103,7 @@ _YES_NO = {True: "yes", False: "no", None: "not measured"}
 
 
 def _peer_table(peer: dict[str, Any]) -> str:
-    header = ("callers", "corom requests/s", "infinity's", "times", "corom p50 ms", "infinity's")
+    counts = ("callers", "corom requests/s", "infinity's", "times", "corom p50 ms", "infinity's")
     rows = [
         [
             count,
@@ -114,7 +114,25 @@ def _peer_table(peer: dict[str, Any]) -> str:
         for count, found in peer["callers"].items()
     ]
     title = f"beside infinity's server, {peer['rounds']} rounds: median (lowest to highest)"
-    return f"{title}\n\n{text_table(header, rows)}"
+    indexing = peer["beside indexing"]
+    header = ("", "indexed texts/s", "p50 ms of single texts beside")
+    beside = [
+        [
+            who,
+            Spread(**indexing[who]["indexed_texts_per_second"]),
+            Spread(**indexing[who]["p50_ms"]),
+        ]
+        for who in ("corom", "infinity")
+    ]
+    return f"{title}\n\n{text_table(counts, rows)}\n\n{text_table(header, beside)}"
+
+
+def _indexing(load: dict[str, Any]) -> str:
+    return (
+        f"single texts, {load['rate']:.0f} a second, beside a caller who asks for many at a time "
+        f"and gets {load['indexed_texts_per_second']:.0f} a second: p50 "
+        f"{load['latency']['p50_us'] / 1e3:.3g} ms, p99 {load['latency']['p99_us'] / 1e3:.3g}"
+    )
 
 
 def _at_most(name: str, value: float | None, limit: float) -> Floor:

@@ -14,6 +14,7 @@ from .errors import InputError, UnavailableError
 from .graph_interface import FUSED_GRAPH
 from .manifest import Manifest, Precision, Variant, checked_file
 from .native_weights import load_native_weights
+from .preemption import Preemption
 
 
 class Backend(Protocol):
@@ -50,10 +51,14 @@ class Warming(Protocol):
 
 
 @runtime_checkable
-class Sharing(Protocol):
-    """A backend whose model others can execute too."""
+class Sharing(Backend, Protocol):
+    """A backend whose model others can execute too, also in the middle of a batch."""
 
-    def with_threads(self, threads: int) -> Backend:
+    def run(self, batch: Batch, preemption: Preemption | None = None) -> npt.NDArray[np.float32]:
+        """Return a batch's vectors as ``Backend`` does; ``preemption`` may put it aside."""
+        ...
+
+    def with_threads(self, threads: int, workers: int = 1) -> "Sharing":
         """Return another backend on the same model, of so many threads for one execution."""
         ...
 

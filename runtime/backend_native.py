@@ -11,6 +11,7 @@ from queue import SimpleQueue
 from .batching import Batch
 from .errors import CoromError
 from .native_library import NativeEncoder, NativeRunner
+from .preemption import Preemption
 from .vectors import Vectors
 
 
@@ -32,8 +33,11 @@ class NativeBackend:
         for _ in range(workers):
             self._idle.put(NativeRunner(encoder, threads))
 
-    def run(self, batch: Batch) -> Vectors:
-        """Return the un-normalized vectors of a batch, (B, H); waits for a runner that is idle."""
+    def run(self, batch: Batch, preemption: Preemption | None = None) -> Vectors:
+        """Return the un-normalized vectors of a batch, (B, H); waits for a runner that is idle.
+
+        ``preemption``: what may put the batch aside. Another backend executes the other one.
+        """
         if os.getpid() != self._process:
             raise CoromError(
                 "this encoder was opened before the process forked, and its threads stayed behind. "
@@ -42,13 +46,13 @@ class NativeBackend:
         idle = self._idle
         runner = idle.get()
         try:
-            return runner.run(batch.input_ids, batch.lengths)
+            return runner.run(batch.input_ids, batch.lengths, preemption)
         finally:
             idle.put(runner)
 
-    def with_threads(self, threads: int) -> "NativeBackend":
-        """Return a backend on the same model with one runner, of so many threads."""
-        return NativeBackend(self._encoder, threads)
+    def with_threads(self, threads: int, workers: int = 1) -> "NativeBackend":
+        """Return a backend on the same model, with runners of so many threads."""
+        return NativeBackend(self._encoder, threads, workers)
 
     def close(self) -> None:
         """Drop the runners; those that execute are freed when they are done."""

@@ -84,7 +84,12 @@ class DynamicBatcher:
         self._gone = weakref.finalize(self, _let_go, self._exchange, self._stay_open, os.getpid())
         self._gone.atexit = False
         self._workers = Workers(
-            self._exchange, encoder.run, encoder.run_alone, encoder.tokenize_each, workers
+            self._exchange,
+            encoder.run,
+            encoder.run_alone,
+            encoder.run_aside if encoder.preemptible else None,
+            encoder.tokenize_each,
+            workers,
         )
 
     def submit(

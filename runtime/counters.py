@@ -32,6 +32,8 @@ class Counters(NamedTuple):
     waits: tuple[int, ...]
     """Executed texts by how long they waited: item k counts waits below 2**k microseconds that
     no item before it counts."""
+    put_aside: int
+    """Times that shorter calls were executed in the middle of a batch."""
     run_seconds: float
     """Time that executions took, added up; one by the threads of all workers counts for each."""
     sizes: tuple[int, ...]
@@ -50,6 +52,7 @@ class Tally:
         self.texts = self.batches = self.batch_tokens = self.padded_tokens = 0
         self.overloaded = self.expired = self.cancelled = self.failed = 0
         self.wait_seconds = 0.0
+        self.put_aside = 0
         self.waits = [0] * WAIT_BUCKETS
         self.run_seconds = 0.0
         self.sizes = [0] * SIZE_BUCKETS

@@ -27,6 +27,7 @@ from .options import (
     with_document_prompt,
     with_prompt,
 )
+from .preemption import Preemption
 from .progress import progress_bar
 from .proof import ROUNDED, prove
 from .tokens import Tokenizer, Tokens, Truncate, are_ids
@@ -99,18 +100,19 @@ class Encoder:
             cuda_graphs=cuda_graphs,
         )
         self._backend = opened(threads=choice.threads, workers=choice.workers)
+        self.workers = choice.workers or 1
         self._wide: Backend | None = None
+        self._aside: Sharing | None = None
         if choice.all_threads is not None:
             try:
-                self._wide = (
-                    self._backend.with_threads(choice.all_threads)
-                    if isinstance(self._backend, Sharing)
-                    else opened(threads=choice.all_threads)
-                )
+                if isinstance(self._backend, Sharing):
+                    self._wide = self._backend.with_threads(choice.all_threads)
+                    self._aside = self._backend.with_threads(1, self.workers)
+                else:
+                    self._wide = opened(threads=choice.all_threads)
             except BaseException:
                 self._backend.close()
                 raise
-        self.workers = choice.workers or 1
         winner = choice.winner
         best_tokens = winner.batch_tokens if winner else self._backend.batch_tokens
         self.batch_tokens = min(max_batch_tokens, best_tokens)
@@ -223,26 +225,31 @@ class Encoder:
             self._note_truncated(truncated)
         return found
 
-    def run(self, batch: Batch) -> Vectors:
+    def run(self, batch: Batch, preemption: Preemption | None = None) -> Vectors:
         """Execute one batch and return its un-normalized vectors (B, H).
 
-        Raises ``ParityError`` if one holds NaN or infinity.
+        ``preemption``: what may put it aside, if the encoder is ``preemptible``. Raises
+        ``ParityError`` if a vector holds NaN or infinity.
         """
-        vectors = self._run(batch)
-        self._require_finite(vectors)
-        return vectors
+        return self._checked(self._backend, batch, preemption)
 
     @property
     def adaptive(self) -> bool:
         """Whether a batch that is alone is executed by the threads of all workers."""
         return self._wide is not None
 
-    def run_alone(self, batch: Batch) -> Vectors:
+    @property
+    def preemptible(self) -> bool:
+        """Whether a batch can be put aside while it is executed."""
+        return self._aside is not None
+
+    def run_alone(self, batch: Batch, preemption: Preemption | None = None) -> Vectors:
         """As ``run``, by the threads of all workers; nothing else should be executed meanwhile."""
-        self.require_open()
-        vectors = (self._wide or self._backend).run(batch)
-        self._require_finite(vectors)
-        return vectors
+        return self._checked(self._wide or self._backend, batch, preemption)
+
+    def run_aside(self, batch: Batch) -> Vectors:
+        """As ``run``, in the middle of another batch of the same thread."""
+        return self._checked(self._aside or self._backend, batch)
 
     def warm(self, batch: Batch) -> None:
         """Execute a batch until what a GPU keeps for its shape is there, such as its graphs."""
@@ -287,7 +294,7 @@ class Encoder:
             call()
         if not self._closed:
             self._closed = True
-            for backend in (self._wide, self._backend):
+            for backend in (self._aside, self._wide, self._backend):
                 if backend is not None:
                     backend.close()
 
@@ -349,10 +356,24 @@ class Encoder:
         if rows_of is not None:
             np.take(found, rows_of, axis=0, out=out)
 
+    def _checked(
+        self, backend: Backend, batch: Batch, preemption: Preemption | None = None
+    ) -> Vectors:
+        vectors = self._run_by(backend, batch, preemption)
+        self._require_finite(vectors)
+        return vectors
+
     def _run(self, batch: Batch) -> Vectors:
+        return self._run_by(self._backend, batch)
+
+    def _run_by(
+        self, backend: Backend, batch: Batch, preemption: Preemption | None = None
+    ) -> Vectors:
         self.require_open()
         try:
-            return self._backend.run(batch)
+            if preemption is None:
+                return backend.run(batch)
+            return cast("Sharing", backend).run(batch, preemption)
         except AttributeError:  # of what another thread has released meanwhile
             self.require_open()
             raise

@@ -13,7 +13,9 @@ from .admission import Admission
 from .counters import Counters, Tally
 from .errors import CoromError, DeadlineExceeded, WorkerError
 from .pace import Pace
+from .preemption import Preemption
 from .request import Outcome, Request, deliver
+from .running import Running
 from .tokenizing import TokenizeEach, tokenize_together
 from .tokens import Tokens
 from .vectors import Vectors
@@ -46,7 +48,7 @@ class Exchange:
         self._deadline_came = threading.Condition(lock)
         """Notified when a deadline comes that is earlier than ``_earliest``."""
         self._earliest = math.inf
-        self._running: dict[threading.Thread, Chosen] = {}
+        self._running: dict[threading.Thread, Running] = {}
         self._closed: str | None = None
         self._ended = False
         self._tally = Tally()
@@ -71,6 +73,7 @@ class Exchange:
             tally.waiting_texts += request.waiting_texts
             self._waiting.add(request)
             self._changed.notify()
+            self._preempt()
             if request.deadline is not None and request.deadline < self._earliest:
                 self._earliest = request.deadline
                 self._deadline_came.notify()
@@ -97,11 +100,14 @@ class Exchange:
             self._give_up(request)
             return True
 
-    def take(self, tokenize_each: TokenizeEach) -> Chosen | None:
+    def take(
+        self, tokenize_each: TokenizeEach, preemption: Preemption | None = None
+    ) -> Chosen | None:
         """Wait for texts, tokenize those that are not and return the next batch.
 
         None once closed and empty. Others may put, take and drop while this tokenizes. While a
         batch is executed alone, by the threads of all, the others wait for its end.
+        ``preemption``: how this thread can be told to put the batch aside.
         """
         while True:
             expired: list[Outcome] = []
@@ -123,7 +129,7 @@ class Exchange:
                         continue
                 untokenized = self._waiting.take_untokenized()
                 if not untokenized:
-                    chosen = self._claim(expired)
+                    chosen = self._claim_batch(expired, preemption)
                 elif self._waiting:
                     self._changed.notify()
             if untokenized:
@@ -131,10 +137,26 @@ class Exchange:
                 with self._changed:
                     if self._has_nothing_to_take():
                         continue
-                    chosen = self._claim(expired)
+                    chosen = self._claim_batch(expired, preemption)
             deliver(expired)
             if chosen.texts:
                 return chosen
+
+    def take_aside(self, tokenize_each: TokenizeEach) -> Chosen | None:
+        """Return what this thread's batch is to be put aside for; None to go on with it."""
+        expired: list[Outcome] = []
+        with self._changed:
+            running = self._running[threading.current_thread()]
+            running.go_on()
+            untokenized = self._waiting.take_untokenized()
+            if not untokenized:
+                chosen = self._claim_aside(running, expired)
+        if untokenized:
+            self._tokenize(untokenized, tokenize_each)
+            with self._changed:
+                chosen = self._claim_aside(running, expired)
+        deliver(expired)
+        return chosen
 
     def expire(self) -> bool:
         """Wait for the next deadline and answer those it was for; False once there are none more.
@@ -166,7 +188,7 @@ class Exchange:
         with self._changed:
             self._answered = ended
             self._tally.run_seconds += seconds * self._workers if chosen.alone else seconds
-            self._pace.note(sum(map(len, chosen.ids)), seconds, alone=chosen.alone)
+            self._pace.note(chosen.tokens, seconds, alone=chosen.alone)
             self._waiting.batch_tokens = self._pace.batch_tokens(self._most_tokens)
             self._waiting.token_s = self._admission.token_s()
             for usage in usages:
@@ -193,11 +215,20 @@ class Exchange:
     def bury(self, worker: threading.Thread, why: str) -> None:
         """Answer those whose texts a dead worker had in hand; if it had none, all that wait."""
         with self._changed:
-            chosen = self._running.pop(worker, None)
+            running = self._running.pop(worker, None)
             self._changed.notify_all()  # it may have been alone
-            requests = [r for r, _ in chosen.texts] if chosen else self._waiting.all()
+            requests = list(running.requests()) if running else self._waiting.all()
             outcomes = self._fail((request, WorkerError(why)) for request in requests)
             self._waiting.forget_dropped()
+        deliver(outcomes)
+
+    def bury_aside(self, why: str) -> None:
+        """Answer those for whom this thread's batch was put aside, and let it go on."""
+        with self._changed:
+            running = self._running[threading.current_thread()]
+            requests = [] if running.aside is None else [r for r, _ in running.aside.texts]
+            outcomes = self._fail((request, WorkerError(why)) for request in requests)
+            running.aside = None
         deliver(outcomes)
 
     def close(self, reason: str, *, drain: bool) -> None:
@@ -214,7 +245,7 @@ class Exchange:
     def counters(self) -> Counters:
         """Return what was counted so far."""
         with self._changed:
-            running = sum(len(chosen.texts) for chosen in self._running.values())
+            running = sum(running.texts for running in self._running.values())
             return self._tally.snapshot(running, self._pace.tokens_per_s)
 
     def _refuse_if_full(self, tokens: int | None) -> None:
@@ -247,17 +278,9 @@ class Exchange:
             if left <= 0 or not self._changed.wait(left):
                 return
 
-    def _claim(self, expired: list[Outcome]) -> Chosen:
-        """Take the next batch out of what waits."""
-        now = time.monotonic()
-        if now >= self._forgot + SWEEP_SECONDS:
-            self._forgot = now
-            self._waiting.forget_dropped()
-        chosen = self._waiting.next_batch()
-        self._expire(now, [request for request, _ in chosen.texts], expired)
-        if any(request.dropped for request, _ in chosen.texts):
-            kept = [k for k, (request, _) in enumerate(chosen.texts) if not request.dropped]
-            chosen = Chosen([chosen.texts[k] for k in kept], [chosen.ids[k] for k in kept])
+    def _claim_batch(self, expired: list[Outcome], preemption: Preemption | None) -> Chosen:
+        """Take the next batch of this thread out of what waits."""
+        chosen = self._claim(expired)
         # What was asked for before the last answer came shows that one caller is not all there is:
         # the next text comes soon, and would find all threads taken.
         if (
@@ -267,6 +290,49 @@ class Exchange:
             and all(request.asked >= self._answered for request, _ in chosen.texts)
         ):
             chosen = chosen._replace(alone=True)
+        if preemption is not None:
+            preemption.want(False)
+        if chosen.texts:
+            bulk = all(self._waiting.is_bulk(request) for request, _ in chosen.texts)
+            running = Running(chosen, preemption if bulk else None)
+            self._running[threading.current_thread()] = running
+        if self._waiting:
+            self._changed.notify()  # who put it there woke only this worker
+            self._preempt()
+        return chosen
+
+    def _claim_aside(self, running: Running, expired: list[Outcome]) -> Chosen | None:
+        """Take what a batch is put aside for out of what waits; None if it is for nothing more."""
+        first = self._waiting.first()
+        if first is not None and running.gives_way(first):
+            running.aside = self._claim(expired, running.tokens, running.due)
+            self._tally.put_aside += 1
+        if self._waiting:
+            self._changed.notify()  # what this thread alone knew until it was tokenized
+        return running.aside
+
+    def _preempt(self) -> None:
+        """Have a batch of bulk put aside for what is due first, unless a worker is free for it."""
+        first = self._waiting.first_untokenized() or self._waiting.first()
+        if first is None or (len(self._running) < self._workers and not self._is_alone()):
+            return
+        found = [running for running in self._running.values() if running.would_give_way(first)]
+        if found:
+            max(found, key=lambda running: running.due).put_aside()
+
+    def _claim(
+        self, expired: list[Outcome], most_tokens: int | None = None, before: float = math.inf
+    ) -> Chosen:
+        """Take the texts of a batch out of what waits."""
+        now = time.monotonic()
+        if now >= self._forgot + SWEEP_SECONDS:
+            self._forgot = now
+            self._waiting.forget_dropped()
+        chosen = self._waiting.next_batch(most_tokens, before)
+        self._expire(now, [request for request, _ in chosen.texts], expired)
+        if any(request.dropped for request, _ in chosen.texts):
+            kept = [k for k, (request, _) in enumerate(chosen.texts) if not request.dropped]
+            chosen = Chosen([chosen.texts[k] for k in kept], [chosen.ids[k] for k in kept])
         tally = self._tally
         tokens = 0
         for (request, _), ids in zip(chosen.texts, chosen.ids, strict=True):
@@ -279,18 +345,19 @@ class Exchange:
                 request.usage.queue_s = max(request.usage.queue_s, waited_s)
         if chosen.texts:
             tally.batch(len(chosen.ids), tokens, max(map(len, chosen.ids)))
-        self._running[threading.current_thread()] = chosen
-        if self._waiting:
-            self._changed.notify()  # who put it there woke only this worker
         return chosen
 
     def _has_nothing_to_take(self) -> bool:
         """Say whether nothing waits, or what is executed must be left alone."""
-        return not self._waiting or any(chosen.alone for chosen in self._running.values())
+        return not self._waiting or self._is_alone()
+
+    def _is_alone(self) -> bool:
+        """Say whether a batch is executed by the threads of all."""
+        return any(running.batch.alone for running in self._running.values())
 
     def _sweep(self, now: float) -> list[Outcome]:
         """Give up all that has expired, waiting or being computed, and note the next deadline."""
-        running = (r for chosen in self._running.values() for r, _ in chosen.texts)
+        running = (r for running in self._running.values() for r in running.requests())
         requests = dict.fromkeys([*self._waiting.all(), *running])
         expired: list[Outcome] = []
         self._expire(now, requests, expired)

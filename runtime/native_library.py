@@ -18,6 +18,7 @@ from .cpus import cpu_flags, cpu_model
 from .errors import InputError, UnavailableError
 from .manifest import Pooling, Precision
 from .native_weights import COARSE, FINE, NativeWeights
+from .preemption import Preemption
 from .vectors import Vectors
 
 _AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl")
@@ -36,7 +37,7 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8-per-token")
 """In the order of ``Precision`` of native/interface.h."""
 AMX = {"amx_tile", "amx_int8", "amx_bf16"}
 """What bf16 and int8-per-token are multiplied by, on CPUs that have it."""
-INTERFACE = 6
+INTERFACE = 7
 """Of the functions and structures below; raised with every change of them."""
 MOST_THREADS = 1024
 _NO_MEMORY, _NOT_ENCODABLE = 1, 2
@@ -147,7 +148,7 @@ def _library(build: str) -> ctypes.CDLL:
         ("corom_free_encoder", None, [c_void_p]),
         ("corom_runner", c_void_p, [c_void_p, c_int]),
         ("corom_free_runner", None, [c_void_p]),
-        ("corom_run", c_int, [*[c_void_p] * 3, c_int, c_int, c_void_p]),
+        ("corom_run", c_int, [*[c_void_p] * 3, c_int, c_int, *[c_void_p] * 3]),
     ):
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
@@ -215,15 +216,22 @@ class NativeRunner:
                 f"no {threads} threads can be started here. Ask for fewer: threads=1 (--threads 1)."
             )
 
-    def run(self, input_ids: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> Vectors:
+    def run(
+        self,
+        input_ids: npt.NDArray[np.int64],
+        lengths: npt.NDArray[np.int64],
+        preemption: Preemption | None = None,
+    ) -> Vectors:
         """Return the vectors (B, H) of ids (B, S) of which the first ``lengths`` (B,) count.
 
-        Raises ``InputError`` for ids that the model has no vector for, and ``MemoryError``.
+        ``preemption``: what may put the batch aside; a short one is not. Raises ``InputError`` for
+        ids that the model has no vector for, and ``MemoryError``.
         """
         input_ids = np.ascontiguousarray(input_ids, np.int64)
         lengths = np.ascontiguousarray(lengths, np.int64)
         rows, width = input_ids.shape
         vectors = np.empty((rows, self._encoder.dimension), np.float32)
+        flag, call = (None, None) if preemption is None else preemption.for_kernels()
         failed = self._library.corom_run(
             self._handle,
             input_ids.ctypes.data,
@@ -231,6 +239,8 @@ class NativeRunner:
             rows,
             width,
             vectors.ctypes.data,
+            flag,
+            call,
         )
         if failed == _NO_MEMORY:
             raise MemoryError

@@ -6,6 +6,7 @@ be done all are late by as much. Of a very long one each leg is due in its turn.
 first leads a batch, and texts of like length go with it. Knows no threads.
 """
 
+import math
 from bisect import insort
 from itertools import chain
 from operator import attrgetter
@@ -20,7 +21,7 @@ from .tokens import Tokens
 POOL = 4
 """Batches' worth of texts that are looked at to make one batch of like lengths."""
 LEG = 5
-"""Batches' worth of texts of one request that are due together."""
+"""Batches' worth of texts of one request that are due together; one with more is bulk."""
 
 
 class Chosen(NamedTuple):
@@ -30,6 +31,16 @@ class Chosen(NamedTuple):
     ids: list[list[int]]
     alone: bool = False
     """Nothing else is executed or waits to be, and it did not have to wait for others."""
+
+    @property
+    def due(self) -> float:
+        """When the first of its requests is."""
+        return min(request.due for request, _ in self.texts)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens without padding."""
+        return sum(map(len, self.ids))
 
     def batch(self) -> Batch:
         """Return the texts padded to the longest."""
@@ -118,18 +129,43 @@ class Waiting:
                 return True
         return False
 
-    def next_batch(self) -> Chosen:
-        """Take out the texts of the next batch; none if all requests were dropped."""
+    def is_bulk(self, request: Request) -> bool:
+        """Say whether a request is so long that others need not wait for its texts."""
+        return request.all_tokens > LEG * self.batch_tokens
+
+    def first(self) -> Request | None:
+        """Return the request that is due first; None if none has tokens."""
+        return self._requests[0] if self._requests else None
+
+    def first_untokenized(self) -> Request | None:
+        """Return the request that is tokenized next; None if all are."""
+        return self._untokenized[0] if self._untokenized else None
+
+    def next_batch(self, most_tokens: int | None = None, before: float = math.inf) -> Chosen:
+        """Take out the texts of the next batch; none if all requests were dropped.
+
+        ``most_tokens``: of this one, if that is less than of any. ``before``: requests due later
+        are left out.
+        """
+        most = self.batch_tokens if most_tokens is None else min(most_tokens, self.batch_tokens)
+        of_bulk = False
         pool: list[tuple[Request, int]] = []
         ids: list[list[int]] = []
-        seen, room = 0, POOL * self.batch_tokens
+        seen, room = 0, POOL * most
         for request in self._requests:
             if room <= 0:
                 break
             seen += 1
             if request.dropped:
                 continue
-            share = min(self.batch_tokens, room)
+            share = min(most, room)
+            if not pool:
+                of_bulk = self.is_bulk(request)
+            elif request.due >= before:
+                break
+            elif self.is_bulk(request) != of_bulk:
+                room -= min(share, request.waiting_tokens)
+                continue
             for row in reversed(request.rows):
                 if share <= 0:
                     break
@@ -141,7 +177,7 @@ class Waiting:
         # whoever calls this holds.
         lengths = [len(row) for row in ids]
         order = sorted(range(len(ids)), key=lengths.__getitem__, reverse=True)
-        parts = cuts([lengths[k] for k in order], self.batch_tokens)
+        parts = cuts([lengths[k] for k in order], most)
         led_by_first = next((order[part] for part in parts if 0 in order[part]), [])
         chosen = Chosen([pool[k] for k in led_by_first], [ids[k] for k in led_by_first])
         self._take(chosen, seen)

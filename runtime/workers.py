@@ -5,9 +5,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import Protocol
 
 from .batching import Batch
 from .exchange import Exchange
+from .preemption import Preemption
 from .tokenizing import TokenizeEach
 from .vectors import Vectors
 from .waiting import Chosen
@@ -15,23 +18,32 @@ from .waiting import Chosen
 logger = logging.getLogger("corom")
 
 
+class Run(Protocol):
+    """Runs a batch."""
+
+    def __call__(self, batch: Batch, preemption: Preemption | None = None) -> Vectors:
+        """Return its vectors; ``preemption`` may put it aside."""
+        ...
+
+
 class Workers:
     """``count`` threads that take batches from an exchange, run them and give the vectors back.
 
-    ``run_alone``: runs a batch by the threads of all of them. ``tokenize_each``: makes tokens of
-    texts that wait.
+    ``run_alone``: runs a batch by the threads of all of them. ``run_aside``: runs one in the middle
+    of another; None if none can be put aside. ``tokenize_each``: makes tokens of texts that wait.
     """
 
     def __init__(
         self,
         exchange: Exchange,
-        run: Callable[[Batch], Vectors],
-        run_alone: Callable[[Batch], Vectors],
+        run: Run,
+        run_alone: Run,
+        run_aside: Callable[[Batch], Vectors] | None,
         tokenize_each: TokenizeEach,
         count: int,
     ) -> None:
         self._exchange, self._run, self._run_alone, self._count = exchange, run, run_alone, count
-        self._tokenize_each = tokenize_each
+        self._run_aside, self._tokenize_each = run_aside, tokenize_each
         self._threads: set[threading.Thread] = set()
         self._watch: threading.Thread | None = None
         self._starting = threading.Lock()
@@ -80,9 +92,11 @@ class Workers:
             self._threads.add(thread)
 
     def _work(self) -> None:
+        preemption = None if self._run_aside is None else Preemption(self._execute_aside)
         try:
-            while (chosen := self._exchange.take(self._tokenize_each)) is not None:
-                self._execute(chosen)
+            while (chosen := self._exchange.take(self._tokenize_each, preemption)) is not None:
+                run = self._run_alone if chosen.alone else self._run
+                self._execute(chosen, partial(run, preemption=preemption), preemption)
         except BaseException as error:  # whatever ends it, callers must hear of it
             logger.error("a worker of the batcher died", exc_info=error)
             self._bury(error)
@@ -95,21 +109,41 @@ class Workers:
             except BaseException as error:  # of what a caller attached to its answer
                 logger.error("a caller's callback failed", exc_info=error)
 
-    def _execute(self, chosen: Chosen) -> None:
-        """Run a batch; if it fails, in halves, so that a text that cannot be run fails alone."""
-        start = time.perf_counter()
+    def _execute_aside(self) -> None:
+        """Run what the batch that this thread is in the middle of is put aside for.
+
+        Raises nothing: the batch goes on whatever happens here.
+        """
+        assert self._run_aside is not None
         try:
-            run = self._run_alone if chosen.alone else self._run
+            while (chosen := self._exchange.take_aside(self._tokenize_each)) is not None:
+                if chosen.texts:
+                    self._execute(chosen, self._run_aside)
+        except BaseException as error:  # whatever it is, callers must hear of it
+            logger.error("what a batch was put aside for ended badly", exc_info=error)
+            self._exchange.bury_aside(f"what computed this ended with {error!r}. Ask again.")
+
+    def _execute(
+        self,
+        chosen: Chosen,
+        run: Callable[[Batch], Vectors],
+        preemption: Preemption | None = None,
+    ) -> None:
+        """Run a batch; if it fails, in halves, so that a text that cannot be run fails alone."""
+        start, aside = time.perf_counter(), 0.0 if preemption is None else preemption.seconds
+        try:
             vectors = run(chosen.batch())
         except Exception as error:
             if len(chosen.texts) == 1:
                 self._exchange.fail(chosen.texts[0][0], error)
                 return
         else:
+            if preemption is not None:
+                start += preemption.seconds - aside
             self._exchange.give(chosen, vectors, time.perf_counter() - start)
             return
         for half in chosen.halves():
-            self._execute(half)
+            self._execute(half, run, preemption)
 
     def _bury(self, error: BaseException) -> None:
         """Answer those whose texts this thread had in hand, and let another take its place."""

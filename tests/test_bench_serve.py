@@ -29,6 +29,7 @@ from corom.benchmarks.http_calls import (
 from corom.benchmarks.http_client import LOST, Client, Reply, at_times, callers
 from corom.benchmarks.http_server import Sample
 from corom.benchmarks.load import arrival_times
+from corom.benchmarks.serve_indexing import indexing_rows
 from corom.benchmarks.serve_load import PROBES, growth, seconds_to_return
 from corom.benchmarks.serve_report import floors, tables
 
@@ -292,6 +293,12 @@ def calls() -> list[Call]:
     return make_calls(texts, call_rows(30, 12, mixed=True), "名")
 
 
+def test_who_indexes_asks_for_all_texts_in_turns() -> None:
+    rows = indexing_rows(500)
+    assert [len(some) for some in rows] == [256] * 8
+    assert [row for some in rows for row in some] == [k % 500 for k in range(8 * 256)]
+
+
 def test_a_call_is_a_request_that_any_server_can_read(calls: list[Call]) -> None:
     head, _, content = calls[9].request.partition(b"\r\n\r\n")
     assert f"Content-Length: {len(content)}".encode() in head.split(b"\r\n")
@@ -409,6 +416,7 @@ def report() -> dict[str, Any]:
         "memory": {
             "first_mb": 100, "peak_mb": 120, "after_mb": 110, "again_mb": 111, "grown_again": 0.01,
         },
+        "indexing": load(5_000, 9_000, rate=10.0, indexed_texts_per_second=300.0),
         "ideal": {1: {"as they come": 16.1, "least left first": 5.9}},
         "loads": {
             "one caller": load(10_000, 12_000),
@@ -428,6 +436,7 @@ def test_every_limit_is_met_or_said_not_to_be(report: dict[str, Any]) -> None:
     report["floors"] = [floor._asdict() for floor in floors(report, 5.0)]
     assert "| open loop, 90 % |" in tables(report)
     assert "1 text: 16.1 (as they come), 5.9 (least left first)" in tables(report)
+    assert "10 a second, beside a caller who asks for many at a time and gets 300" in tables(report)
 
 
 @pytest.mark.parametrize(("path", "value", "name"), [
@@ -465,7 +474,14 @@ def test_the_peer_is_held_to_its_ratios(report: dict[str, Any]) -> None:
     found = {
         who: {"requests_per_second": spread, "p50_ms": spread} for who in ("corom", "infinity")
     } | {"times the requests/s": spread, "p50 by infinity's": spread | {"median": 0.29}}
-    report["peer"] = {"rounds": 3, "callers": {"1": found, "8": found, "64": found}}
+    indexing = {
+        who: {"indexed_texts_per_second": spread, "p50_ms": spread} for who in ("corom", "infinity")
+    }
+    report["peer"] = {
+        "rounds": 3,
+        "callers": {"1": found, "8": found, "64": found},
+        "beside indexing": indexing,
+    }
     assert unmet(report) == []
     report["floors"] = [floor._asdict() for floor in floors(report, 5.0)]
     assert "infinity's server, 3 rounds" in tables(report)
@@ -490,6 +506,7 @@ def test_the_real_server_under_load(corom: Corom, tiny_bundle: Path, tmp_path: P
         assert 0 < load["client_cpu_share"] < 1
     assert report["memory"]["peak_mb"] > 20
     assert set(report["ideal"]) == {"1", "8"}
+    assert report["indexing"]["indexed_texts_per_second"] > 0
     assert {floor["limit"] for floor in report["floors"]} >= {"≤ 1", "≤ 5", "≤ 100"}
 
 

@@ -57,6 +57,7 @@ from corom.runtime.native_weights import (
     load_native_weights,
 )
 from corom.runtime.options import check_options
+from corom.runtime.preemption import Preemption
 
 HERE = [precision for precision in PRECISIONS if native_executes(precision)]
 needs_native = pytest.mark.skipif(
@@ -587,6 +588,50 @@ def test_many_texts_of_one_token_are_executed_together(encoders: list[NativeEnco
             np.testing.assert_array_equal(
                 together[row], one.run(ids[row : row + 1], np.ones(1, int))[0]
             )
+
+
+@needs_native
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_batch_that_is_put_aside_and_the_one_in_its_middle_have_their_vectors(
+    encoders: list[NativeEncoder], threads: int
+) -> None:
+    rng = np.random.default_rng(7)
+    lengths = rng.integers(1, 40, 60)
+    ids = rng.integers(0, 300, (60, 40))
+    for encoder in encoders:
+        runner, aside = NativeRunner(encoder, threads), NativeRunner(encoder, threads=1)
+        expected, shorter = runner.run(ids, lengths), aside.run(ids[:3], lengths[:3])
+        found: list[np.ndarray] = []
+        seen: list[int] = []
+
+        def serve(
+            aside: NativeRunner = aside, found: list[np.ndarray] = found, seen: list[int] = seen
+        ) -> None:
+            seen.append(threading.get_ident())
+            found.append(aside.run(ids[:3], lengths[:3]))
+
+        preemption = Preemption(serve)
+        np.testing.assert_array_equal(runner.run(ids, lengths, preemption), expected)
+        assert found == []  # it was not wanted
+        preemption.want()
+        np.testing.assert_array_equal(runner.run(ids, lengths, preemption), expected)
+        assert len(found) >= 8  # between any two steps, and it stays wanted
+        for vectors in found:
+            np.testing.assert_array_equal(vectors, shorter)
+        assert set(seen) == {threading.get_ident()}
+        assert preemption.seconds > 0
+
+
+@needs_native
+def test_a_short_batch_is_not_put_aside(encoders: list[NativeEncoder]) -> None:
+    times: list[None] = []
+    preemption = Preemption(lambda: times.append(None))
+    preemption.want()
+    runner = NativeRunner(encoders[0], threads=1)
+    runner.run(np.ones((1, 63), np.int64), np.array([63]), preemption)
+    assert times == []
+    runner.run(np.ones((1, 64), np.int64), np.array([64]), preemption)
+    assert times
 
 
 @every_rung

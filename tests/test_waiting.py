@@ -167,6 +167,38 @@ def test_texts_of_like_length_go_together() -> None:
     assert [len(ids) for ids in waiting.next_batch().ids] == [61]
 
 
+def test_nobody_waits_for_texts_of_bulk_and_bulk_for_nobody() -> None:
+    waiting, (_, bulk, one, other) = fill([4], [8] * 50, [8], [60])
+    assert [waiting.is_bulk(r) for r in (bulk, one)] == [True, False]
+    assert [len(ids) for ids in waiting.next_batch().ids] == [8, 4]
+    assert {r for r, _ in waiting.next_batch().texts} == {other}
+    while waiting:
+        assert {r for r, _ in waiting.next_batch().texts} == {bulk}
+
+
+def test_what_is_due_later_is_left_out_if_that_is_asked() -> None:
+    waiting, made = fill([8], [9], [10], [11])
+    chosen = waiting.next_batch(most_tokens=40, before=10.5 * TOKEN_S)
+    assert {one for one, _ in chosen.texts} == set(made[:3])
+    assert (chosen.due, chosen.tokens) == (8 * TOKEN_S, 27)
+    assert [len(ids) for ids in waiting.next_batch().ids] == [11]
+
+
+@given(st.lists(LENGTHS, min_size=1, max_size=12), st.integers(1, 80), st.floats(0, 2))
+def test_a_batch_is_of_one_kind_and_as_large_as_is_asked(
+    requests: list[list[int]], most: int, before: float
+) -> None:
+    waiting, made = fill(*requests)
+    leader = waiting.first()
+    assert leader is min(made, key=lambda one: one.due)
+    chosen = waiting.next_batch(most, before)
+    assert chosen.batch().input_ids.size <= min(most, BUDGET) or len(chosen.texts) == 1
+    served = {one for one, _ in chosen.texts}
+    assert len({waiting.is_bulk(one) for one in served}) == 1
+    left = sum(len(one.rows) for one in made)
+    assert left + len(chosen.texts) == sum(map(len, requests))
+
+
 def test_a_batch_is_full_when_more_could_not_make_it_larger() -> None:
     assert not fill([20], [20])[0].fill_a_batch()
     assert fill([20], [44])[0].fill_a_batch()

@@ -3,7 +3,9 @@
 // exception goes beyond.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
+#include <exception>
 #include <memory>
 
 #include "amx_tiles.h"
@@ -26,7 +28,7 @@ extern "C" {
 enum Result { DONE = 0, NO_MEMORY = 1, NOT_ENCODABLE = 2 };
 
 // Raised with every change of what is below: INTERFACE of ../native_library.py.
-int corom_interface() { return 6; }
+int corom_interface() { return 7; }
 
 // Whether this process may use AMX from now on.
 int corom_ask_for_amx() { return corom::ask_for_amx(); }
@@ -61,17 +63,18 @@ void* corom_runner(const void* encoder, int threads) {
 
 void corom_free_runner(void* runner) { delete static_cast<corom::AnyRunner*>(runner); }
 
-// ids (count, width) and lengths (count) to vectors (count, H). One call at a time.
+// ids (count, width) and lengths (count) to vectors (count, H). One call at a time. `wanted` and
+// `serve`: see Preemption; null for none.
 int corom_run(void* handle, const std::int64_t* ids, const std::int64_t* lengths, int count,
-              int width, float* vectors) {
+              int width, float* vectors, const std::atomic<int>* wanted, void (*serve)()) {
   corom::AnyRunner& runner = *static_cast<corom::AnyRunner*>(handle);
   const corom::Texts texts{ids, lengths, count, width};
   if (count == 0) return DONE;
   if (!runner.can_run(texts)) return NOT_ENCODABLE;
   try {
-    runner.run(texts, vectors);
+    runner.run(texts, vectors, {wanted, serve});
     return DONE;
-  } catch (...) {
+  } catch (const std::exception&) {  // not the unwinding of a thread that Python ends in `serve`
     return NO_MEMORY;
   }
 }

@@ -12,12 +12,22 @@
 
 namespace corom {
 
+// An execution that can be put aside for another, by another runner of the same thread.
+struct Preemption {
+  const std::atomic<int>* wanted;  // null: by none
+  void (*serve)();                 // back when the other is done; throws nothing
+
+  void operator()() const {
+    if (wanted != nullptr && wanted->load(std::memory_order_relaxed) != 0) serve();
+  }
+};
+
 class AnyRunner {
  public:
   virtual ~AnyRunner() = default;
   // Whether the model has a vector for every id, and positions for every length.
   virtual bool can_run(const Texts& texts) const = 0;
-  virtual void run(const Texts& texts, float* vectors) = 0;
+  virtual void run(const Texts& texts, float* vectors, const Preemption& preempt) = 0;
 };
 
 template <typename Number>
@@ -37,7 +47,7 @@ class Runner : public AnyRunner {
     return true;
   }
 
-  void run(const Texts& texts, float* vectors) override {
+  void run(const Texts& texts, float* vectors, const Preemption& preempt) override {
     if (const EmbeddedProjections* embedded = model_.embedded()) {
       std::vector<std::int64_t> unknown;
       for (int text = 0; text < texts.count; text++) {
@@ -50,7 +60,7 @@ class Runner : public AnyRunner {
     if (parts.empty())
       run_together(texts, vectors);
     else
-      run_apart(texts, parts, vectors);
+      run_apart(texts, parts, vectors, preempt);
   }
 
  private:
@@ -111,7 +121,9 @@ class Runner : public AnyRunner {
     });
   }
 
-  void run_apart(const Texts& texts, const std::vector<Texts>& parts, float* vectors) {
+  // Between two steps of its own the calling thread lets itself be put aside; the others go on.
+  void run_apart(const Texts& texts, const std::vector<Texts>& parts, float* vectors,
+                 const Preemption& preempt) {
     std::size_t most_texts = 0;
     for (const Texts& part : parts) most_texts = std::max(most_texts, std::size_t(part.count));
     for (int member = 0; member < team_.size(); member++) {
@@ -122,7 +134,9 @@ class Runner : public AnyRunner {
     }
     std::atomic<std::size_t> next = 0;
     team_.run([&](int member) {
-      const auto meet = [] {};
+      const auto meet = [&] {
+        if (member == 0) preempt();
+      };
       FirstTokens<Number>& first = first_tokens_[member];
       const auto encode_first = [&] {
         first.begin(model_);

@@ -1,0 +1,52 @@
+"""What a worker executes: a batch, and shorter requests that it is put aside for."""
+
+from collections.abc import Iterator
+
+from .preemption import Preemption
+from .request import Request
+from .waiting import Chosen
+
+
+class Running:
+    """The batch of one worker. What changes is changed under the exchange's lock.
+
+    ``preemption``: None if the batch is not to be put aside.
+    """
+
+    def __init__(self, batch: Chosen, preemption: Preemption | None) -> None:
+        self.batch, self.preemption = batch, preemption
+        self.due, self.tokens = batch.due, batch.tokens
+        self.aside: Chosen | None = None
+        """What is executed in its middle."""
+
+    @property
+    def texts(self) -> int:
+        """How many are in hand."""
+        return sum(1 for _ in self.requests())
+
+    def requests(self) -> Iterator[Request]:
+        """Yield the request of each text in hand."""
+        for chosen in (self.batch, self.aside):
+            if chosen is not None:
+                yield from (request for request, _ in chosen.texts)
+
+    def gives_way(self, request: Request) -> bool:
+        """Say whether a request is due before the batch, and shorter."""
+        return request.due < self.due and request.waiting_tokens < self.tokens
+
+    def would_give_way(self, request: Request) -> bool:
+        """Say whether the batch can be put aside for a request, and is not for another."""
+        if self.preemption is None or self.preemption.wanted or self.aside is not None:
+            return False
+        return self.gives_way(request)
+
+    def put_aside(self) -> None:
+        """Have its worker put the batch aside; which then sees what for."""
+        assert self.preemption is not None
+        self.preemption.want()
+
+    def go_on(self) -> None:
+        """Note that the batch is not put aside any more, until it is again."""
+        assert self.preemption is not None
+        self.preemption.want(False)
+        self.aside = None
