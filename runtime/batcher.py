@@ -143,7 +143,15 @@ class DynamicBatcher:
                 tokens = await self._tokenize(series, piece, wish, start)
                 if usage is not None:
                     usage.add_tokens(tokens, time.perf_counter() - began)
-                request = Request(tokens, wish, deadline, vectors[start:end], loop, usage)
+                request = Request(
+                    tokens,
+                    wish,
+                    deadline,
+                    vectors[start:end],
+                    loop,
+                    usage,
+                    of_more=len(piece) < len(series),
+                )
                 self._exchange.put(request, even_if_full=start > 0)
                 flight.append(request)
                 if len(flight) == 2:

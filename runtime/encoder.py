@@ -103,16 +103,18 @@ class Encoder:
         self.workers = choice.workers or 1
         self._wide: Backend | None = None
         self._aside: Sharing | None = None
-        if choice.all_threads is not None:
-            try:
-                if isinstance(self._backend, Sharing):
-                    self._wide = self._backend.with_threads(choice.all_threads)
-                    self._aside = self._backend.with_threads(1, self.workers)
-                else:
-                    self._wide = opened(threads=choice.all_threads)
-            except BaseException:
-                self._backend.close()
-                raise
+        try:
+            if isinstance(self._backend, Sharing):
+                self._aside = self._backend.with_threads(1, self.workers)
+            if choice.all_threads is not None:
+                self._wide = (
+                    opened(threads=choice.all_threads)
+                    if self._aside is None
+                    else self._aside.with_threads(choice.all_threads)
+                )
+        except BaseException:
+            self._backend.close()
+            raise
         winner = choice.winner
         best_tokens = winner.batch_tokens if winner else self._backend.batch_tokens
         self.batch_tokens = min(max_batch_tokens, best_tokens)
@@ -243,9 +245,9 @@ class Encoder:
         """Whether a batch can be put aside while it is executed."""
         return self._aside is not None
 
-    def run_alone(self, batch: Batch, preemption: Preemption | None = None) -> Vectors:
+    def run_alone(self, batch: Batch) -> Vectors:
         """As ``run``, by the threads of all workers; nothing else should be executed meanwhile."""
-        return self._checked(self._wide or self._backend, batch, preemption)
+        return self._checked(self._wide or self._backend, batch)
 
     def run_aside(self, batch: Batch) -> Vectors:
         """As ``run``, in the middle of another batch of the same thread."""

@@ -152,7 +152,11 @@ class Exchange:
             if not untokenized:
                 chosen = self._claim_aside(running, expired)
         if untokenized:
-            self._tokenize(untokenized, tokenize_each)
+            try:
+                self._tokenize(untokenized, tokenize_each)
+            except BaseException as error:
+                self._bury(untokenized, f"what tokenized this ended with {error!r}. Ask again.")
+                raise
             with self._changed:
                 chosen = self._claim_aside(running, expired)
         deliver(expired)
@@ -226,9 +230,14 @@ class Exchange:
         """Answer those for whom this thread's batch was put aside, and let it go on."""
         with self._changed:
             running = self._running[threading.current_thread()]
-            requests = [] if running.aside is None else [r for r, _ in running.aside.texts]
+            aside, running.aside = running.aside, None
+            self._preempt()
+        self._bury([] if aside is None else [request for request, _ in aside.texts], why)
+
+    def _bury(self, requests: Iterable[Request], why: str) -> None:
+        with self._changed:
             outcomes = self._fail((request, WorkerError(why)) for request in requests)
-            running.aside = None
+            self._waiting.forget_dropped()
         deliver(outcomes)
 
     def close(self, reason: str, *, drain: bool) -> None:
@@ -293,8 +302,8 @@ class Exchange:
         if preemption is not None:
             preemption.want(False)
         if chosen.texts:
-            bulk = all(self._waiting.is_bulk(request) for request, _ in chosen.texts)
-            running = Running(chosen, preemption if bulk else None)
+            may_be_put_aside = chosen.bulk and not chosen.alone
+            running = Running(chosen, preemption if may_be_put_aside else None)
             self._running[threading.current_thread()] = running
         if self._waiting:
             self._changed.notify()  # who put it there woke only this worker
@@ -303,36 +312,40 @@ class Exchange:
 
     def _claim_aside(self, running: Running, expired: list[Outcome]) -> Chosen | None:
         """Take what a batch is put aside for out of what waits; None if it is for nothing more."""
-        first = self._waiting.first()
+        first = self._waiting.first_short()
         if first is not None and running.gives_way(first):
-            running.aside = self._claim(expired, running.tokens, running.due)
-            self._tally.put_aside += 1
-        if self._waiting:
-            self._changed.notify()  # what this thread alone knew until it was tokenized
+            running.aside = self._claim(expired, running.batch)
+            self._tally.put_aside += bool(running.aside.texts)
+        if self._waiting:  # what this thread alone knew until it was tokenized
+            self._changed.notify()
+            self._preempt()
         return running.aside
 
     def _preempt(self) -> None:
         """Have a batch of bulk put aside for what is due first, unless a worker is free for it."""
-        first = self._waiting.first_untokenized() or self._waiting.first()
-        if first is None or (len(self._running) < self._workers and not self._is_alone()):
+        if len(self._running) < self._workers:
             return
-        found = [running for running in self._running.values() if running.would_give_way(first)]
-        if found:
-            max(found, key=lambda running: running.due).put_aside()
+        for request in (self._waiting.first_untokenized(), self._waiting.first_short()):
+            if request is None:
+                continue
+            found = [r for r in self._running.values() if r.would_give_way(request)]
+            if found:
+                max(found, key=lambda running: running.batch.due).put_aside()
+                return
 
-    def _claim(
-        self, expired: list[Outcome], most_tokens: int | None = None, before: float = math.inf
-    ) -> Chosen:
-        """Take the texts of a batch out of what waits."""
+    def _claim(self, expired: list[Outcome], aside: Chosen | None = None) -> Chosen:
+        """Take the texts of a batch out of what waits; see ``Waiting.next_batch``."""
         now = time.monotonic()
         if now >= self._forgot + SWEEP_SECONDS:
             self._forgot = now
             self._waiting.forget_dropped()
-        chosen = self._waiting.next_batch(most_tokens, before)
+        chosen = self._waiting.next_batch(aside)
         self._expire(now, [request for request, _ in chosen.texts], expired)
         if any(request.dropped for request, _ in chosen.texts):
             kept = [k for k, (request, _) in enumerate(chosen.texts) if not request.dropped]
-            chosen = Chosen([chosen.texts[k] for k in kept], [chosen.ids[k] for k in kept])
+            chosen = chosen._replace(
+                texts=[chosen.texts[k] for k in kept], ids=[chosen.ids[k] for k in kept]
+            )
         tally = self._tally
         tokens = 0
         for (request, _), ids in zip(chosen.texts, chosen.ids, strict=True):
@@ -349,11 +362,7 @@ class Exchange:
 
     def _has_nothing_to_take(self) -> bool:
         """Say whether nothing waits, or what is executed must be left alone."""
-        return not self._waiting or self._is_alone()
-
-    def _is_alone(self) -> bool:
-        """Say whether a batch is executed by the threads of all."""
-        return any(running.batch.alone for running in self._running.values())
+        return not self._waiting or any(running.batch.alone for running in self._running.values())
 
     def _sweep(self, now: float) -> list[Outcome]:
         """Give up all that has expired, waiting or being computed, and note the next deadline."""

@@ -11,8 +11,8 @@ _Call = CFUNCTYPE(None)
 class Preemption:
     """Whether the batch that a thread executes is to be put aside, and what the thread does then.
 
-    ``serve`` is called by that thread in the middle of the batch; it executes the other one, and
-    raises nothing.
+    ``serve`` is called by that thread in the middle of the batch; it executes the other one. What
+    it raises does not end the batch, and is told by ``sys.unraisablehook``.
     """
 
     def __init__(self, serve: Callable[[], None]) -> None:
@@ -39,5 +39,7 @@ class Preemption:
 
     def _serve_noting(self) -> None:
         began = perf_counter()
-        self._serve()
-        self.seconds += perf_counter() - began
+        try:
+            self._serve()
+        finally:
+            self.seconds += perf_counter() - began

@@ -90,6 +90,7 @@ _NO_TOKENS = Tokens([], np.zeros(0, np.int64), 0)
 class Request:
     """Texts that wait together, as tokens or one to be tokenized, and their vectors so far.
 
+    ``of_more``: a piece of a call that has others.
     ``vectors``: (N, dimension) to write them into, or None for a single text, whose future gets
     its vector. What changes while it waits is changed under the exchange's lock.
     """
@@ -103,6 +104,7 @@ class Request:
         "future",
         "loop",
         "missing",
+        "of_more",
         "patience_s",
         "rows",
         "tokens",
@@ -122,8 +124,11 @@ class Request:
         vectors: Vectors | None = None,
         loop: "asyncio.AbstractEventLoop | None" = None,
         usage: Usage | None = None,
+        *,
+        of_more: bool = False,
     ) -> None:
         self.wish, self.vectors, self.loop, self.usage = wish, vectors, loop, usage
+        self.of_more = of_more
         self.future: Future[Vectors] | asyncio.Future[None] | None
         self.future = None if loop is None else loop.create_future()
         self.asked = time.monotonic()

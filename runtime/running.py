@@ -15,7 +15,7 @@ class Running:
 
     def __init__(self, batch: Chosen, preemption: Preemption | None) -> None:
         self.batch, self.preemption = batch, preemption
-        self.due, self.tokens = batch.due, batch.tokens
+        self.tokens = batch.tokens
         self.aside: Chosen | None = None
         """What is executed in its middle."""
 
@@ -32,7 +32,7 @@ class Running:
 
     def gives_way(self, request: Request) -> bool:
         """Say whether a request is due before the batch, and shorter."""
-        return request.due < self.due and request.waiting_tokens < self.tokens
+        return request.due < self.batch.due and request.waiting_tokens < self.tokens
 
     def would_give_way(self, request: Request) -> bool:
         """Say whether the batch can be put aside for a request, and is not for another."""

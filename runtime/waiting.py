@@ -29,13 +29,12 @@ class Chosen(NamedTuple):
 
     texts: list[tuple[Request, int]]
     ids: list[list[int]]
+    due: float = 0.0
+    """When the first of its requests is."""
+    bulk: bool = False
+    """Whether they are: see ``Waiting.is_bulk``."""
     alone: bool = False
     """Nothing else is executed or waits to be, and it did not have to wait for others."""
-
-    @property
-    def due(self) -> float:
-        """When the first of its requests is."""
-        return min(request.due for request, _ in self.texts)
 
     @property
     def tokens(self) -> int:
@@ -51,10 +50,9 @@ class Chosen(NamedTuple):
         """Return the texts in two batches."""
         middle = len(self.texts) // 2
         first, second = slice(0, middle), slice(middle, None)
-        kind = type(self)
         return (
-            kind(self.texts[first], self.ids[first], self.alone),
-            kind(self.texts[second], self.ids[second], self.alone),
+            self._replace(texts=self.texts[first], ids=self.ids[first]),
+            self._replace(texts=self.texts[second], ids=self.ids[second]),
         )
 
 
@@ -130,25 +128,26 @@ class Waiting:
         return False
 
     def is_bulk(self, request: Request) -> bool:
-        """Say whether a request is so long that others need not wait for its texts."""
-        return request.all_tokens > LEG * self.batch_tokens
+        """Say whether a request is of so long a call that others need not wait for its texts."""
+        return request.of_more or request.all_tokens > LEG * self.batch_tokens
 
-    def first(self) -> Request | None:
-        """Return the request that is due first; None if none has tokens."""
-        return self._requests[0] if self._requests else None
+    def first_short(self) -> Request | None:
+        """Return the request that is due first and no bulk; None if none with tokens is."""
+        short = (r for r in self._requests if not r.dropped and not self.is_bulk(r))
+        return next(short, None)
 
     def first_untokenized(self) -> Request | None:
         """Return the request that is tokenized next; None if all are."""
         return self._untokenized[0] if self._untokenized else None
 
-    def next_batch(self, most_tokens: int | None = None, before: float = math.inf) -> Chosen:
+    def next_batch(self, aside: Chosen | None = None) -> Chosen:
         """Take out the texts of the next batch; none if all requests were dropped.
 
-        ``most_tokens``: of this one, if that is less than of any. ``before``: requests due later
-        are left out.
+        ``aside``: what it is to be executed in the middle of. It is no larger then, has no bulk and
+        nothing that is due later.
         """
-        most = self.batch_tokens if most_tokens is None else min(most_tokens, self.batch_tokens)
-        of_bulk = False
+        most = self.batch_tokens if aside is None else min(aside.tokens, self.batch_tokens)
+        due, of_bulk = math.inf, False
         pool: list[tuple[Request, int]] = []
         ids: list[list[int]] = []
         seen, room = 0, POOL * most
@@ -159,13 +158,15 @@ class Waiting:
             if request.dropped:
                 continue
             share = min(most, room)
-            if not pool:
-                of_bulk = self.is_bulk(request)
-            elif request.due >= before:
+            if aside is not None and request.due >= aside.due:
                 break
-            elif self.is_bulk(request) != of_bulk:
+            bulk = self.is_bulk(request)
+            if aside is None and not pool:
+                of_bulk = bulk
+            if bulk != of_bulk:
                 room -= min(share, request.waiting_tokens)
                 continue
+            due = min(due, request.due)
             for row in reversed(request.rows):
                 if share <= 0:
                     break
@@ -179,7 +180,8 @@ class Waiting:
         order = sorted(range(len(ids)), key=lengths.__getitem__, reverse=True)
         parts = cuts([lengths[k] for k in order], most)
         led_by_first = next((order[part] for part in parts if 0 in order[part]), [])
-        chosen = Chosen([pool[k] for k in led_by_first], [ids[k] for k in led_by_first])
+        texts = [pool[k] for k in led_by_first]
+        chosen = Chosen(texts, [ids[k] for k in led_by_first], due, of_bulk)
         self._take(chosen, seen)
         return chosen
 

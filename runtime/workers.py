@@ -37,7 +37,7 @@ class Workers:
         self,
         exchange: Exchange,
         run: Run,
-        run_alone: Run,
+        run_alone: Callable[[Batch], Vectors],
         run_aside: Callable[[Batch], Vectors] | None,
         tokenize_each: TokenizeEach,
         count: int,
@@ -95,8 +95,13 @@ class Workers:
         preemption = None if self._run_aside is None else Preemption(self._execute_aside)
         try:
             while (chosen := self._exchange.take(self._tokenize_each, preemption)) is not None:
-                run = self._run_alone if chosen.alone else self._run
-                self._execute(chosen, partial(run, preemption=preemption), preemption)
+                if chosen.alone:
+                    self._execute(chosen, self._run_alone)
+                elif chosen.bulk and preemption is not None:
+                    run = partial(self._run, preemption=preemption)
+                    self._execute(chosen, run, preemption)
+                else:
+                    self._execute(chosen, self._run)
         except BaseException as error:  # whatever ends it, callers must hear of it
             logger.error("a worker of the batcher died", exc_info=error)
             self._bury(error)
@@ -112,7 +117,7 @@ class Workers:
     def _execute_aside(self) -> None:
         """Run what the batch that this thread is in the middle of is put aside for.
 
-        Raises nothing: the batch goes on whatever happens here.
+        The batch goes on whatever happens here.
         """
         assert self._run_aside is not None
         try:

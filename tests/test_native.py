@@ -623,15 +623,19 @@ def test_a_batch_that_is_put_aside_and_the_one_in_its_middle_have_their_vectors(
 
 
 @needs_native
-def test_a_short_batch_is_not_put_aside(encoders: list[NativeEncoder]) -> None:
+@pytest.mark.parametrize(
+    ("threads", "tokens", "may_be"), [(1, 5, True), (2, 5, False), (2, 160, True)]
+)
+def test_one_that_threads_execute_step_by_step_is_not_put_aside(
+    encoders: list[NativeEncoder], threads: int, tokens: int, may_be: bool
+) -> None:
+    """The others would wait for the one that is in the middle of another batch."""
     times: list[None] = []
     preemption = Preemption(lambda: times.append(None))
     preemption.want()
-    runner = NativeRunner(encoders[0], threads=1)
-    runner.run(np.ones((1, 63), np.int64), np.array([63]), preemption)
-    assert times == []
-    runner.run(np.ones((1, 64), np.int64), np.array([64]), preemption)
-    assert times
+    ids, lengths = np.ones((2, tokens), np.int64), np.full(2, tokens)
+    NativeRunner(encoders[0], threads).run(ids, lengths, preemption)
+    assert bool(times) == may_be
 
 
 @every_rung

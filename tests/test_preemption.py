@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from corom.runtime import DynamicBatcher, Encoder, WorkerError
+from corom.runtime import CoromError, DynamicBatcher, Encoder, WorkerError
 from corom.runtime.batching import Batch
 from corom.runtime.native_library import native_executes
 from corom.runtime.preemption import Preemption
@@ -50,6 +50,7 @@ class Gate:
     def __init__(self, encoder: Encoder) -> None:
         self.is_open, self.reached = threading.Event(), threading.Semaphore(0)
         self.holds_all = False
+        self.preemptions: list[Preemption] = []
         self.events: list[str] = []
         for backend in (encoder._wide, encoder._backend):
             self._stand_before(backend)
@@ -61,6 +62,8 @@ class Gate:
         run = backend.run
 
         def held(batch: Batch, preemption: Preemption | None = None) -> Any:
+            if preemption is not None:
+                self.preemptions.append(preemption)
             self.reached.release()
             until = time.monotonic() + LONG
             while not self.is_open.wait(0.001):
@@ -166,11 +169,11 @@ def test_bulk_is_not_put_aside_for_bulk_nor_for_what_is_longer_than_its_batch(
     waiting = batcher.counters().waiting_texts
     asked = [others.submit(lambda t=t: asyncio.run(batcher.aencode(t))) for t in (BULK, long)]
     wait_for(batcher, waiting + len(BULK) + len(long))
+    assert len(gate.preemptions) == 2
+    assert not any(preemption.wanted for preemption in gate.preemptions)
     gate.is_open.set()
     for texts, found in zip((BULK, BULK, long), (bulk, *asked), strict=True):
         np.testing.assert_array_equal(found.result(LONG), encoder.encode(texts))
-    assert "aside" not in gate.events
-    assert batcher.counters().put_aside == 0
 
 
 def test_a_text_that_fails_in_the_middle_fails_alone(
@@ -222,6 +225,97 @@ def test_closing_answers_what_waits_to_be_executed_in_the_middle(
     np.testing.assert_array_equal(bulk.result(LONG), encoder.encode(BULK))
 
 
+def test_what_ends_tokenizing_in_the_middle_ends_those_texts_alone(
+    bulk: Future[np.ndarray],
+    gate: Gate,
+    batcher: DynamicBatcher,
+    encoder: Encoder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    each = batcher._workers._tokenize_each
+
+    def die(*_: object) -> Any:
+        raise SystemExit("of this")  # as the panic of a library is no Exception
+
+    monkeypatch.setattr(batcher._workers, "_tokenize_each", die)
+    unlucky = batcher.submit("发烧")
+    with pytest.raises(WorkerError, match="tokenized this ended with SystemExit"):
+        unlucky.result(LONG)
+    monkeypatch.setattr(batcher._workers, "_tokenize_each", each)
+    gate.is_open.set()
+    np.testing.assert_array_equal(bulk.result(LONG), encoder.encode(BULK))
+    assert batcher.submit("发烧").result(LONG).shape == (128,)
+    counters = batcher.counters()
+    assert (counters.failed, counters.waiting_texts, counters.waiting_tokens) == (1, 0, 0)
+
+
+def test_bulk_is_not_executed_in_the_middle_of_bulk_when_a_text_is_cancelled(
+    bulk: Future[np.ndarray], gate: Gate, batcher: DynamicBatcher, encoder: Encoder
+) -> None:
+    gate.holds_all = True
+    assert batcher.submit("发烧").cancel()
+    gate.holds_all = False
+    gate.is_open.set()
+    np.testing.assert_array_equal(bulk.result(LONG), encoder.encode(BULK))
+    assert "aside" not in gate.events
+    assert batcher.counters().put_aside == 0
+
+
+def test_a_long_call_of_short_texts_is_bulk_too(
+    gate: Gate, batcher: DynamicBatcher, encoder: Encoder, others: ThreadPoolExecutor
+) -> None:
+    """Its pieces are too small for that, each by itself."""
+    texts = ["头痛"] * 600  # 256 at a time, of 4 tokens
+    bulk = others.submit(lambda: asyncio.run(batcher.aencode(texts)))
+    for _ in range(2):
+        assert gate.reached.acquire(timeout=LONG)
+    found = batcher.submit("发烧").result(LONG)
+    gate.is_open.set()
+    np.testing.assert_array_equal(found, encoder.encode("发烧"))
+    np.testing.assert_array_equal(bulk.result(LONG), encoder.encode(texts))
+    assert gate.events[0] == "aside"
+
+
+@pytest.mark.parametrize("drain", [True, False])
+def test_who_is_answered_in_the_middle_may_close_the_batcher(
+    bulk: Future[np.ndarray], gate: Gate, batcher: DynamicBatcher, encoder: Encoder, drain: bool
+) -> None:
+    gate.holds_all = True
+    answer = batcher.submit("发烧")
+    answer.add_done_callback(lambda _: batcher.close(drain=drain))
+    gate.holds_all = False
+    found = answer.result(LONG)
+    gate.is_open.set()
+    if drain:
+        np.testing.assert_array_equal(bulk.result(LONG), encoder.encode(BULK))
+    else:
+        with pytest.raises(CoromError, match="this batcher is closed"):
+            bulk.result(LONG)
+    np.testing.assert_array_equal(found, encoder.encode("发烧"))
+
+
+@pytest.mark.parametrize("options", [{"threads": 2}, {"threads": 1}, {"workers": 2, "threads": 1}])
+def test_an_encoder_that_is_not_adaptive_puts_bulk_aside_too(
+    bundle: Path, options: dict[str, int]
+) -> None:
+    with Encoder(bundle, backend="native", **options) as encoder:  # type: ignore[arg-type]
+        with DynamicBatcher(encoder, max_batch_tokens=BATCH_TOKENS) as batcher:
+
+            async def both() -> tuple[np.ndarray, np.ndarray]:
+                indexing = asyncio.create_task(batcher.aencode(BULK * 8))
+                while batcher.counters().running_texts == 0:
+                    await asyncio.sleep(0)
+                asked = [await batcher.aencode("发烧") for _ in range(20)]
+                return await indexing, np.stack(asked)
+
+            until = time.monotonic() + LONG
+            while batcher.counters().put_aside == 0:  # batches of this model are short
+                assert time.monotonic() < until
+                found, asked = asyncio.run(both())
+        np.testing.assert_array_equal(found, encoder.encode(BULK * 8))
+        np.testing.assert_array_equal(asked, np.stack([encoder.encode("发烧")] * 20))
+
+
 def test_the_pace_does_not_count_the_time_that_a_batch_was_put_aside(
     bulk: Future[np.ndarray], gate: Gate, batcher: DynamicBatcher
 ) -> None:
@@ -270,8 +364,11 @@ def test_many_callers_get_their_own_vectors(encoder: Encoder, parity_texts: list
         asking = [threads.submit(ask, batcher, seed) for seed in range(4)]
         for one in asking:
             one.result(LONG * 2)
+        until = time.monotonic() + LONG
+        while batcher.counters().put_aside == 0:  # batches of this model are short
+            assert time.monotonic() < until
+            batcher.submit(texts[0]).result(LONG)
         stop.set()
         for one in indexing:
             one.result(LONG)
-        assert batcher.counters().put_aside > 0
     assert wrong == []

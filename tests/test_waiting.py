@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from corom.runtime.options import Wish
 from corom.runtime.request import Request, Untokenized
 from corom.runtime.tokens import Tokens
-from corom.runtime.waiting import LEG, POOL, Waiting
+from corom.runtime.waiting import LEG, POOL, Chosen, Waiting
 
 BUDGET = 64
 TOKEN_S = 0.01
@@ -176,27 +176,33 @@ def test_nobody_waits_for_texts_of_bulk_and_bulk_for_nobody() -> None:
         assert {r for r, _ in waiting.next_batch().texts} == {bulk}
 
 
-def test_what_is_due_later_is_left_out_if_that_is_asked() -> None:
-    waiting, made = fill([8], [9], [10], [11])
-    chosen = waiting.next_batch(most_tokens=40, before=10.5 * TOKEN_S)
+def test_in_the_middle_of_a_batch_only_what_is_short_and_due_before_it_is_executed() -> None:
+    waiting, (bulk, *made) = fill([4] * 100, [8], [9], [10], [11])
+    late = Chosen([(bulk, 0)], [[7] * 30], due=10.5 * TOKEN_S, bulk=True)
+    assert waiting.first_short() is made[0]
+    chosen = waiting.next_batch(late)
     assert {one for one, _ in chosen.texts} == set(made[:3])
-    assert (chosen.due, chosen.tokens) == (8 * TOKEN_S, 27)
-    assert [len(ids) for ids in waiting.next_batch().ids] == [11]
+    assert (chosen.due, chosen.tokens, chosen.bulk) == (8 * TOKEN_S, 27, False)
+    assert waiting.next_batch(late).texts == []
+    made[3].dropped = True
+    assert waiting.first_short() is None
 
 
 @given(st.lists(LENGTHS, min_size=1, max_size=12), st.integers(1, 80), st.floats(0, 2))
-def test_a_batch_is_of_one_kind_and_as_large_as_is_asked(
-    requests: list[list[int]], most: int, before: float
+def test_a_batch_is_of_one_kind_and_no_larger_than_what_it_is_in_the_middle_of(
+    requests: list[list[int]], tokens: int, due: float
 ) -> None:
     waiting, made = fill(*requests)
-    leader = waiting.first()
-    assert leader is min(made, key=lambda one: one.due)
-    chosen = waiting.next_batch(most, before)
-    assert chosen.batch().input_ids.size <= min(most, BUDGET) or len(chosen.texts) == 1
-    served = {one for one, _ in chosen.texts}
-    assert len({waiting.is_bulk(one) for one in served}) == 1
+    outer = Chosen([(made[0], 0)], [[7] * tokens], due, bulk=True)
+    found = [waiting.next_batch(), waiting.next_batch(outer)]
+    for chosen in found:
+        served = {one for one, _ in chosen.texts}
+        assert {waiting.is_bulk(one) for one in served} <= {chosen.bulk}
+    aside = found[1]
+    assert not aside.bulk
+    assert aside.tokens <= min(tokens, BUDGET) or len(aside.texts) == 1
     left = sum(len(one.rows) for one in made)
-    assert left + len(chosen.texts) == sum(map(len, requests))
+    assert left + sum(len(chosen.texts) for chosen in found) == sum(map(len, requests))
 
 
 def test_a_batch_is_full_when_more_could_not_make_it_larger() -> None:

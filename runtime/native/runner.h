@@ -58,7 +58,7 @@ class Runner : public AnyRunner {
     }
     const std::vector<Texts> parts = in_parts(texts);
     if (parts.empty())
-      run_together(texts, vectors);
+      run_together(texts, vectors, preempt);
     else
       run_apart(texts, parts, vectors, preempt);
   }
@@ -103,10 +103,17 @@ class Runner : public AnyRunner {
     return parts;
   }
 
-  void run_together(const Texts& texts, float* vectors) {
+  // Members that meet between steps cannot be kept waiting for another execution: a member that is
+  // alone lets itself be put aside there.
+  void run_together(const Texts& texts, float* vectors, const Preemption& preempt) {
     Space<Number>& space = spaces_[0];
     FirstTokens<Number>& first = first_tokens_[0];
-    const auto meet = [this] { team_.meet(); };
+    const auto meet = [&] {
+      if (team_.size() == 1)
+        preempt();
+      else
+        team_.meet();
+    };
     space.reserve(model_, {texts}, team_.size());
     space.begin(texts);
     if (!model_.mean_pooled) {
