@@ -55,10 +55,13 @@ class Sharing(Backend, Protocol):
     """A backend whose model others can execute too, also in the middle of a batch."""
 
     def run(self, batch: Batch, preemption: Preemption | None = None) -> npt.NDArray[np.float32]:
-        """Return a batch's vectors as ``Backend`` does; ``preemption`` may put it aside."""
+        """Return a batch's vectors as ``Backend`` does; ``preemption`` may put it aside.
+
+        In the middle of it the same thread may call this again, once at a time.
+        """
         ...
 
-    def with_threads(self, threads: int, workers: int = 1) -> "Sharing":
+    def with_threads(self, threads: int) -> Backend:
         """Return another backend on the same model, of so many threads for one execution."""
         ...
 

@@ -6,6 +6,7 @@ nothing.
 """
 
 import os
+import threading
 from queue import SimpleQueue
 
 from .batching import Batch
@@ -30,30 +31,38 @@ class NativeBackend:
         self._encoder = encoder
         self._process = os.getpid()
         self._idle: SimpleQueue[NativeRunner] = SimpleQueue()
+        self._aside: SimpleQueue[NativeRunner] = SimpleQueue()
+        """For threads that have a batch put aside, and with it a runner."""
+        self._thread = threading.local()
         for _ in range(workers):
             self._idle.put(NativeRunner(encoder, threads))
+            self._aside.put(NativeRunner(encoder, threads=1))
 
     def run(self, batch: Batch, preemption: Preemption | None = None) -> Vectors:
         """Return the un-normalized vectors of a batch, (B, H); waits for a runner that is idle.
 
-        ``preemption``: what may put the batch aside. Another backend executes the other one.
+        ``preemption``: what may put the batch aside. In its middle the same thread may call this
+        again, once at a time.
         """
         if os.getpid() != self._process:
             raise CoromError(
                 "this encoder was opened before the process forked, and its threads stayed behind. "
                 "Open an encoder in each process, after the fork."
             )
-        idle = self._idle
+        in_the_middle = getattr(self._thread, "executes", False)
+        idle = self._aside if in_the_middle else self._idle
         runner = idle.get()
+        self._thread.executes = True
         try:
             return runner.run(batch.input_ids, batch.lengths, preemption)
         finally:
+            self._thread.executes = in_the_middle
             idle.put(runner)
 
-    def with_threads(self, threads: int, workers: int = 1) -> "NativeBackend":
-        """Return a backend on the same model, with runners of so many threads."""
-        return NativeBackend(self._encoder, threads, workers)
+    def with_threads(self, threads: int) -> "NativeBackend":
+        """Return a backend on the same model with one runner, of so many threads."""
+        return NativeBackend(self._encoder, threads)
 
     def close(self) -> None:
         """Drop the runners; those that execute are freed when they are done."""
-        del self._idle, self._encoder
+        del self._idle, self._aside, self._encoder

@@ -87,9 +87,9 @@ class DynamicBatcher:
             self._exchange,
             encoder.run,
             encoder.run_alone,
-            encoder.run_aside if encoder.preemptible else None,
             encoder.tokenize_each,
             workers,
+            preemptible=encoder.preemptible,
         )
 
     def submit(

@@ -33,7 +33,7 @@ class Counters(NamedTuple):
     """Executed texts by how long they waited: item k counts waits below 2**k microseconds that
     no item before it counts."""
     put_aside: int
-    """Times that shorter calls were executed in the middle of a batch."""
+    """Batches of shorter calls that were executed in the middle of another."""
     run_seconds: float
     """Time that executions took, added up; one by the threads of all workers counts for each."""
     sizes: tuple[int, ...]

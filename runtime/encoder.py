@@ -101,20 +101,19 @@ class Encoder:
         )
         self._backend = opened(threads=choice.threads, workers=choice.workers)
         self.workers = choice.workers or 1
+        self.preemptible = isinstance(self._backend, Sharing)
+        """Whether a batch can be put aside while it is executed."""
         self._wide: Backend | None = None
-        self._aside: Sharing | None = None
-        try:
-            if isinstance(self._backend, Sharing):
-                self._aside = self._backend.with_threads(1, self.workers)
-            if choice.all_threads is not None:
+        if choice.all_threads is not None:
+            try:
                 self._wide = (
-                    opened(threads=choice.all_threads)
-                    if self._aside is None
-                    else self._aside.with_threads(choice.all_threads)
+                    self._backend.with_threads(choice.all_threads)
+                    if isinstance(self._backend, Sharing)
+                    else opened(threads=choice.all_threads)
                 )
-        except BaseException:
-            self._backend.close()
-            raise
+            except BaseException:
+                self._backend.close()
+                raise
         winner = choice.winner
         best_tokens = winner.batch_tokens if winner else self._backend.batch_tokens
         self.batch_tokens = min(max_batch_tokens, best_tokens)
@@ -230,8 +229,8 @@ class Encoder:
     def run(self, batch: Batch, preemption: Preemption | None = None) -> Vectors:
         """Execute one batch and return its un-normalized vectors (B, H).
 
-        ``preemption``: what may put it aside, if the encoder is ``preemptible``. Raises
-        ``ParityError`` if a vector holds NaN or infinity.
+        ``preemption``: what may put it aside, if the encoder is ``preemptible``; in its middle the
+        same thread may call this again. Raises ``ParityError`` if a vector holds NaN or infinity.
         """
         return self._checked(self._backend, batch, preemption)
 
@@ -240,18 +239,9 @@ class Encoder:
         """Whether a batch that is alone is executed by the threads of all workers."""
         return self._wide is not None
 
-    @property
-    def preemptible(self) -> bool:
-        """Whether a batch can be put aside while it is executed."""
-        return self._aside is not None
-
     def run_alone(self, batch: Batch) -> Vectors:
         """As ``run``, by the threads of all workers; nothing else should be executed meanwhile."""
         return self._checked(self._wide or self._backend, batch)
-
-    def run_aside(self, batch: Batch) -> Vectors:
-        """As ``run``, in the middle of another batch of the same thread."""
-        return self._checked(self._aside or self._backend, batch)
 
     def warm(self, batch: Batch) -> None:
         """Execute a batch until what a GPU keeps for its shape is there, such as its graphs."""
@@ -296,7 +286,7 @@ class Encoder:
             call()
         if not self._closed:
             self._closed = True
-            for backend in (self._aside, self._wide, self._backend):
+            for backend in (self._wide, self._backend):
                 if backend is not None:
                     backend.close()
 

@@ -192,7 +192,8 @@ class Exchange:
         with self._changed:
             self._answered = ended
             self._tally.run_seconds += seconds * self._workers if chosen.alone else seconds
-            self._pace.note(chosen.tokens, seconds, alone=chosen.alone)
+            if not chosen.aside:  # which one thread executes, not all that a worker may have
+                self._pace.note(chosen.tokens, seconds, alone=chosen.alone)
             self._waiting.batch_tokens = self._pace.batch_tokens(self._most_tokens)
             self._waiting.token_s = self._admission.token_s()
             for usage in usages:
@@ -302,9 +303,9 @@ class Exchange:
         if preemption is not None:
             preemption.want(False)
         if chosen.texts:
-            may_be_put_aside = chosen.bulk and not chosen.alone
-            running = Running(chosen, preemption if may_be_put_aside else None)
-            self._running[threading.current_thread()] = running
+            self._running[threading.current_thread()] = Running(
+                chosen, preemption if chosen.can_be_put_aside else None
+            )
         if self._waiting:
             self._changed.notify()  # who put it there woke only this worker
             self._preempt()
@@ -323,23 +324,22 @@ class Exchange:
 
     def _preempt(self) -> None:
         """Have a batch of bulk put aside for what is due first, unless a worker is free for it."""
-        if len(self._running) < self._workers:
+        ready = [running for running in self._running.values() if running.can_be_put_aside]
+        if not ready or len(self._running) < self._workers:
             return
         for request in (self._waiting.first_untokenized(), self._waiting.first_short()):
-            if request is None:
-                continue
-            found = [r for r in self._running.values() if r.would_give_way(request)]
+            found = [r for r in ready if request is not None and r.gives_way(request)]
             if found:
                 max(found, key=lambda running: running.batch.due).put_aside()
                 return
 
-    def _claim(self, expired: list[Outcome], aside: Chosen | None = None) -> Chosen:
+    def _claim(self, expired: list[Outcome], within: Chosen | None = None) -> Chosen:
         """Take the texts of a batch out of what waits; see ``Waiting.next_batch``."""
         now = time.monotonic()
         if now >= self._forgot + SWEEP_SECONDS:
             self._forgot = now
             self._waiting.forget_dropped()
-        chosen = self._waiting.next_batch(aside)
+        chosen = self._waiting.next_batch(within)
         self._expire(now, [request for request, _ in chosen.texts], expired)
         if any(request.dropped for request, _ in chosen.texts):
             kept = [k for k, (request, _) in enumerate(chosen.texts) if not request.dropped]

@@ -34,11 +34,10 @@ class Running:
         """Say whether a request is due before the batch, and shorter."""
         return request.due < self.batch.due and request.waiting_tokens < self.tokens
 
-    def would_give_way(self, request: Request) -> bool:
-        """Say whether the batch can be put aside for a request, and is not for another."""
-        if self.preemption is None or self.preemption.wanted or self.aside is not None:
-            return False
-        return self.gives_way(request)
+    @property
+    def can_be_put_aside(self) -> bool:
+        """Whether that is possible, and not asked for already."""
+        return not (self.preemption is None or self.preemption.wanted or self.aside is not None)
 
     def put_aside(self) -> None:
         """Have its worker put the batch aside; which then sees what for."""

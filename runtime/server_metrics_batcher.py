@@ -41,7 +41,7 @@ def batcher_metrics(c: Counters) -> Iterator[Metric]:
         "corom_expired": ("Pieces of calls given up because they waited too long.", c.expired),
         "corom_cancelled": ("Pieces of calls that nobody wants any more.", c.cancelled),
         "corom_failed": ("Pieces of calls that failed after they were admitted.", c.failed),
-        "corom_put_aside": ("Times that a batch was put aside for shorter calls.", c.put_aside),
+        "corom_put_aside": ("Batches executed in the middle of one of bulk.", c.put_aside),
         "corom_execution_seconds": ("Time that executions took.", c.run_seconds),
     }
     for kind, table in (("gauge", gauges), ("counter", counters)):

@@ -194,5 +194,3 @@ def warm_up(encoder: Encoder, how: Warmup) -> None:
                     continue
                 # At once, so that each worker has what it keeps for itself.
                 list(workers.map(encoder.run, [batch] * encoder.workers))
-                if encoder.preemptible:
-                    list(workers.map(encoder.run_aside, [batch] * encoder.workers))

@@ -2,7 +2,8 @@
 
 A request is due when it would be done on a machine that is some times slower and all its own. So a
 short one passes a long one, a long one is never put off for ever, and where more is asked than can
-be done all are late by as much. Of a very long one each leg is due in its turn. The request due
+be done all are late by as much. Of a very long one each leg is due in its turn; one of a call that
+is bulk is due later still, and is never in one batch with others. The request due
 first leads a batch, and texts of like length go with it. Knows no threads.
 """
 
@@ -22,6 +23,8 @@ POOL = 4
 """Batches' worth of texts that are looked at to make one batch of like lengths."""
 LEG = 5
 """Batches' worth of texts of one request that are due together; one with more is bulk."""
+PATIENT = 10
+"""Bulk is due so many times later: whoever indexes has others' queries done first."""
 
 
 class Chosen(NamedTuple):
@@ -33,8 +36,15 @@ class Chosen(NamedTuple):
     """When the first of its requests is."""
     bulk: bool = False
     """Whether they are: see ``Waiting.is_bulk``."""
+    aside: bool = False
+    """It is executed in the middle of another."""
     alone: bool = False
     """Nothing else is executed or waits to be, and it did not have to wait for others."""
+
+    @property
+    def can_be_put_aside(self) -> bool:
+        """Whether it may be, where the backend can do that."""
+        return self.bulk and not self.alone
 
     @property
     def tokens(self) -> int:
@@ -82,7 +92,8 @@ class Waiting:
         served = request.all_tokens - sum(len(request.tokens.ids[row]) for row in request.rows)
         leg = LEG * self.batch_tokens
         due_tokens = min(request.all_tokens, (served // leg + 1) * leg)
-        request.due = request.asked + self.token_s * due_tokens
+        later = PATIENT if self.is_bulk(request) else 1
+        request.due = request.asked + later * self.token_s * due_tokens
         insort(self._requests, request, key=attrgetter("due"))
 
     def take_untokenized(self) -> list[Request]:
@@ -140,13 +151,13 @@ class Waiting:
         """Return the request that is tokenized next; None if all are."""
         return self._untokenized[0] if self._untokenized else None
 
-    def next_batch(self, aside: Chosen | None = None) -> Chosen:
+    def next_batch(self, within: Chosen | None = None) -> Chosen:
         """Take out the texts of the next batch; none if all requests were dropped.
 
-        ``aside``: what it is to be executed in the middle of. It is no larger then, has no bulk and
-        nothing that is due later.
+        ``within``: what it is to be executed in the middle of. It is no larger then, has no bulk
+        and nothing that is due later.
         """
-        most = self.batch_tokens if aside is None else min(aside.tokens, self.batch_tokens)
+        most = self.batch_tokens if within is None else min(within.tokens, self.batch_tokens)
         due, of_bulk = math.inf, False
         pool: list[tuple[Request, int]] = []
         ids: list[list[int]] = []
@@ -158,13 +169,14 @@ class Waiting:
             if request.dropped:
                 continue
             share = min(most, room)
-            if aside is not None and request.due >= aside.due:
+            if within is not None and request.due >= within.due:
                 break
             bulk = self.is_bulk(request)
-            if aside is None and not pool:
+            if within is None and not pool:
                 of_bulk = bulk
             if bulk != of_bulk:
-                room -= min(share, request.waiting_tokens)
+                if within is None:  # otherwise what is looked for may be far behind
+                    room -= min(share, request.waiting_tokens)
                 continue
             due = min(due, request.due)
             for row in reversed(request.rows):
@@ -181,7 +193,7 @@ class Waiting:
         parts = cuts([lengths[k] for k in order], most)
         led_by_first = next((order[part] for part in parts if 0 in order[part]), [])
         texts = [pool[k] for k in led_by_first]
-        chosen = Chosen(texts, [ids[k] for k in led_by_first], due, of_bulk)
+        chosen = Chosen(texts, [ids[k] for k in led_by_first], due, of_bulk, within is not None)
         self._take(chosen, seen)
         return chosen
 

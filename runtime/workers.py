@@ -29,8 +29,9 @@ class Run(Protocol):
 class Workers:
     """``count`` threads that take batches from an exchange, run them and give the vectors back.
 
-    ``run_alone``: runs a batch by the threads of all of them. ``run_aside``: runs one in the middle
-    of another; None if none can be put aside. ``tokenize_each``: makes tokens of texts that wait.
+    ``run_alone``: runs a batch by the threads of all of them. ``preemptible``: whether ``run`` can
+    put a batch aside, and run another in its middle. ``tokenize_each``: makes tokens of texts that
+    wait.
     """
 
     def __init__(
@@ -38,12 +39,13 @@ class Workers:
         exchange: Exchange,
         run: Run,
         run_alone: Callable[[Batch], Vectors],
-        run_aside: Callable[[Batch], Vectors] | None,
         tokenize_each: TokenizeEach,
         count: int,
+        *,
+        preemptible: bool = False,
     ) -> None:
         self._exchange, self._run, self._run_alone, self._count = exchange, run, run_alone, count
-        self._run_aside, self._tokenize_each = run_aside, tokenize_each
+        self._preemptible, self._tokenize_each = preemptible, tokenize_each
         self._threads: set[threading.Thread] = set()
         self._watch: threading.Thread | None = None
         self._starting = threading.Lock()
@@ -92,12 +94,12 @@ class Workers:
             self._threads.add(thread)
 
     def _work(self) -> None:
-        preemption = None if self._run_aside is None else Preemption(self._execute_aside)
+        preemption = Preemption(self._execute_aside) if self._preemptible else None
         try:
             while (chosen := self._exchange.take(self._tokenize_each, preemption)) is not None:
                 if chosen.alone:
                     self._execute(chosen, self._run_alone)
-                elif chosen.bulk and preemption is not None:
+                elif preemption is not None and chosen.can_be_put_aside:
                     run = partial(self._run, preemption=preemption)
                     self._execute(chosen, run, preemption)
                 else:
@@ -119,11 +121,10 @@ class Workers:
 
         The batch goes on whatever happens here.
         """
-        assert self._run_aside is not None
         try:
             while (chosen := self._exchange.take_aside(self._tokenize_each)) is not None:
                 if chosen.texts:
-                    self._execute(chosen, self._run_aside)
+                    self._execute(chosen, self._run)
         except BaseException as error:  # whatever it is, callers must hear of it
             logger.error("what a batch was put aside for ended badly", exc_info=error)
             self._exchange.bury_aside(f"what computed this ended with {error!r}. Ask again.")

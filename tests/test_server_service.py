@@ -13,19 +13,16 @@ from corom.runtime.server_service import warm_up
 class Counting:
     """Stands for an encoder; counts the shapes of the batches it is given."""
 
-    adaptive, preemptible, workers, max_length, batch_tokens = False, False, 1, 100, 16384
+    adaptive, workers, max_length, batch_tokens = False, 1, 100, 16384
 
     def __init__(self, device: str, backend_name: str) -> None:
         self.device, self.backend_name = device, backend_name
         self.shapes: Counter[tuple[int, ...]] = Counter()
+
         self.warmed: Counter[tuple[int, ...]] = Counter()
-        self.aside: Counter[tuple[int, ...]] = Counter()
 
     def warm(self, batch: Batch) -> None:
         self.warmed[batch.input_ids.shape] += 1
-
-    def run_aside(self, batch: Batch) -> None:
-        self.aside[batch.input_ids.shape] += 1
 
     def run(self, batch: Batch) -> None:
         assert np.all(batch.lengths == batch.input_ids.shape[1])
@@ -55,13 +52,6 @@ def test_on_a_cpu_the_ends_of_what_may_come_run_once(backend_name: str) -> None:
         (1, 100): 1,
         (min(8, largest), 100): 1,
     } | {(largest, 100): 1}
-
-
-def test_what_is_executed_in_the_middle_of_a_batch_is_warm_too() -> None:
-    encoder = Counting("cpu", "native")
-    encoder.preemptible = True
-    warm_up(encoder, "min")  # type: ignore[arg-type]
-    assert encoder.aside == encoder.shapes
 
 
 def test_full_is_every_length_and_none_is_nothing() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from corom.runtime.options import Wish
 from corom.runtime.request import Request, Untokenized
 from corom.runtime.tokens import Tokens
-from corom.runtime.waiting import LEG, POOL, Chosen, Waiting
+from corom.runtime.waiting import LEG, PATIENT, POOL, Chosen, Waiting
 
 BUDGET = 64
 TOKEN_S = 0.01
@@ -83,7 +83,8 @@ def test_a_long_request_is_not_put_off_for_ever(texts: int, length: int) -> None
             waiting.add(request([4], came))
             came += 4
         now += sum(map(len, waiting.next_batch().ids))
-    assert now <= stretch * (length * texts + BUDGET) * stretch / (stretch - 1) + 2 * BUDGET
+    later = stretch * (PATIENT if waiting.is_bulk(long) else 1)
+    assert now <= later * (length * texts + BUDGET) * stretch / (stretch - 1) + 2 * BUDGET
 
 
 @given(st.lists(LENGTHS, max_size=12), st.data())
@@ -194,12 +195,15 @@ def test_a_batch_is_of_one_kind_and_no_larger_than_what_it_is_in_the_middle_of(
 ) -> None:
     waiting, made = fill(*requests)
     outer = Chosen([(made[0], 0)], [[7] * tokens], due, bulk=True)
-    found = [waiting.next_batch(), waiting.next_batch(outer)]
+    found = [waiting.next_batch()]
+    first = waiting.first_short()
+    found.append(waiting.next_batch(outer))
+    assert bool(found[1].texts) == (first is not None and first.due < due)
     for chosen in found:
         served = {one for one, _ in chosen.texts}
         assert {waiting.is_bulk(one) for one in served} <= {chosen.bulk}
     aside = found[1]
-    assert not aside.bulk
+    assert (aside.bulk, aside.aside) == (False, True)
     assert aside.tokens <= min(tokens, BUDGET) or len(aside.texts) == 1
     left = sum(len(one.rows) for one in made)
     assert left + sum(len(chosen.texts) for chosen in found) == sum(map(len, requests))
@@ -230,7 +234,7 @@ def test_of_a_very_long_request_each_leg_is_due_in_its_turn() -> None:
     while long.rows:
         dues.add(long.due)
         waiting.next_batch()
-    assert sorted(dues) == pytest.approx([TOKEN_S * leg * k for k in range(1, 33)])
+    assert sorted(dues) == pytest.approx([PATIENT * TOKEN_S * leg * k for k in range(1, 33)])
     assert not middling.rows
 
 
