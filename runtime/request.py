@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     import asyncio  # loaded by whoever has an event loop; to import it takes 40 ms
 
 
+MANY = 32
+"""Texts of a call from which on it is taken for one that indexes."""
+
+
 class Answer(Future[Vectors]):
     """The future of one text. It can be cancelled until its batch is executed."""
 
@@ -103,8 +107,8 @@ class Request:
         "due",
         "future",
         "loop",
+        "many",
         "missing",
-        "of_more",
         "patience_s",
         "rows",
         "tokens",
@@ -128,7 +132,6 @@ class Request:
         of_more: bool = False,
     ) -> None:
         self.wish, self.vectors, self.loop, self.usage = wish, vectors, loop, usage
-        self.of_more = of_more
         self.future: Future[Vectors] | asyncio.Future[None] | None
         self.future = None if loop is None else loop.create_future()
         self.asked = time.monotonic()
@@ -154,6 +157,8 @@ class Request:
             if count > 1:
                 self.rows = content.lengths.argsort(kind="stable").tolist()
         self.waiting_texts, self.waiting_tokens = count, self.all_tokens
+        self.many = of_more or count >= MANY
+        """The call is one of those that indexes, and not of a query."""
         self.missing = count
         """Texts without a vector."""
 

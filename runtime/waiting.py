@@ -22,7 +22,8 @@ from .tokens import Tokens
 POOL = 4
 """Batches' worth of texts that are looked at to make one batch of like lengths."""
 LEG = 5
-"""Batches' worth of texts of one request that are due together; one with more is bulk."""
+"""Batches' worth of texts of one request that are due together; one with more is bulk, as is one
+with many texts."""
 PATIENT = 10
 """Bulk is due so many times later: whoever indexes has others' queries done first."""
 
@@ -139,8 +140,8 @@ class Waiting:
         return False
 
     def is_bulk(self, request: Request) -> bool:
-        """Say whether a request is of so long a call that others need not wait for its texts."""
-        return request.of_more or request.all_tokens > LEG * self.batch_tokens
+        """Say whether a request is of so large a call that others need not wait for its texts."""
+        return request.many or request.all_tokens > LEG * self.batch_tokens
 
     def first_short(self) -> Request | None:
         """Return the request that is due first and no bulk; None if none with tokens is."""

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corom.runtime.options import Wish
-from corom.runtime.request import Request, Untokenized
+from corom.runtime.request import MANY, Request, Untokenized
 from corom.runtime.tokens import Tokens
 from corom.runtime.waiting import LEG, PATIENT, POOL, Chosen, Waiting
 
@@ -175,6 +175,15 @@ def test_nobody_waits_for_texts_of_bulk_and_bulk_for_nobody() -> None:
     assert {r for r, _ in waiting.next_batch().texts} == {other}
     while waiting:
         assert {r for r, _ in waiting.next_batch().texts} == {bulk}
+
+
+def test_many_texts_are_bulk_however_short_and_so_is_a_piece_of_a_call() -> None:
+    waiting, (many, few) = fill([1] * MANY, [1] * (MANY - 1))
+    piece = Request(few.tokens, WISH, of_more=True)
+    assert [waiting.is_bulk(one) for one in (many, few, piece)] == [True, False, True]
+    waiting.add(piece)
+    assert many.due == PATIENT * MANY * TOKEN_S
+    assert few.due == (MANY - 1) * TOKEN_S
 
 
 def test_in_the_middle_of_a_batch_only_what_is_short_and_due_before_it_is_executed() -> None:
