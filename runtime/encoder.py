@@ -101,8 +101,8 @@ class Encoder:
         )
         self._backend = opened(threads=choice.threads, workers=choice.workers)
         self.workers = choice.workers or 1
-        self.preemptible = isinstance(self._backend, Sharing)
-        """Whether a batch can be put aside while it is executed."""
+        self.preemptible = isinstance(self._backend, Sharing) and choice.threads == 1
+        """Whether a batch can be put aside while it is executed: several threads would all wait."""
         self._wide: Backend | None = None
         if choice.all_threads is not None:
             try:

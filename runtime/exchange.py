@@ -19,7 +19,7 @@ from .running import Running
 from .tokenizing import TokenizeEach, tokenize_together
 from .tokens import Tokens
 from .vectors import Vectors
-from .waiting import Chosen, Waiting
+from .waiting import PATIENT, Chosen, Waiting
 
 SWEEP_SECONDS = 0.01
 """How often, at most, all that waits is searched for what expired or was dropped."""
@@ -68,10 +68,10 @@ class Exchange:
             admission, tokens = self._admission, request.waiting_tokens
             if not even_if_full:
                 self._refuse_if_full(tokens)
-            request.patience_s = admission.patience_s(tokens)
             tally.waiting_tokens += tokens
             tally.waiting_texts += request.waiting_texts
             self._waiting.add(request)
+            request.patience_s = admission.patience_s(tokens * (PATIENT if request.bulk else 1))
             self._changed.notify()
             self._preempt()
             if request.deadline is not None and request.deadline < self._earliest:
@@ -192,8 +192,7 @@ class Exchange:
         with self._changed:
             self._answered = ended
             self._tally.run_seconds += seconds * self._workers if chosen.alone else seconds
-            if not chosen.aside:  # which one thread executes, not all that a worker may have
-                self._pace.note(chosen.tokens, seconds, alone=chosen.alone)
+            self._pace.note(chosen.tokens, seconds, alone=chosen.alone)
             self._waiting.batch_tokens = self._pace.batch_tokens(self._most_tokens)
             self._waiting.token_s = self._admission.token_s()
             for usage in usages:

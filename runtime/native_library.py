@@ -224,9 +224,8 @@ class NativeRunner:
     ) -> Vectors:
         """Return the vectors (B, H) of ids (B, S) of which the first ``lengths`` (B,) count.
 
-        ``preemption``: what may put the batch aside, unless several threads execute it step by
-        step, as one of few tokens. Raises ``InputError`` for ids that the model has no vector for,
-        and ``MemoryError``.
+        ``preemption``: what may put the batch aside, unless several threads execute it. Raises
+        ``InputError`` for ids that the model has no vector for, and ``MemoryError``.
         """
         input_ids = np.ascontiguousarray(input_ids, np.int64)
         lengths = np.ascontiguousarray(lengths, np.int64)

@@ -102,6 +102,7 @@ class Request:
     __slots__ = (
         "all_tokens",
         "asked",
+        "bulk",
         "deadline",
         "dropped",
         "due",
@@ -158,7 +159,9 @@ class Request:
                 self.rows = content.lengths.argsort(kind="stable").tolist()
         self.waiting_texts, self.waiting_tokens = count, self.all_tokens
         self.many = of_more or count >= MANY
-        """The call is one of those that indexes, and not of a query."""
+        """The call is of one who indexes."""
+        self.bulk = False
+        """So it is, or so long; known once it waits."""
         self.missing = count
         """Texts without a vector."""
 

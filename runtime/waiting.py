@@ -36,9 +36,7 @@ class Chosen(NamedTuple):
     due: float = 0.0
     """When the first of its requests is."""
     bulk: bool = False
-    """Whether they are: see ``Waiting.is_bulk``."""
-    aside: bool = False
-    """It is executed in the middle of another."""
+    """Whether they are."""
     alone: bool = False
     """Nothing else is executed or waits to be, and it did not have to wait for others."""
 
@@ -93,7 +91,9 @@ class Waiting:
         served = request.all_tokens - sum(len(request.tokens.ids[row]) for row in request.rows)
         leg = LEG * self.batch_tokens
         due_tokens = min(request.all_tokens, (served // leg + 1) * leg)
-        later = PATIENT if self.is_bulk(request) else 1
+        several = len(request.tokens.ids) > 1
+        request.bulk = request.many or (several and request.all_tokens > leg)
+        later = PATIENT if request.bulk else 1
         request.due = request.asked + later * self.token_s * due_tokens
         insort(self._requests, request, key=attrgetter("due"))
 
@@ -139,13 +139,9 @@ class Waiting:
                 return True
         return False
 
-    def is_bulk(self, request: Request) -> bool:
-        """Say whether a request is of so large a call that others need not wait for its texts."""
-        return request.many or request.all_tokens > LEG * self.batch_tokens
-
     def first_short(self) -> Request | None:
         """Return the request that is due first and no bulk; None if none with tokens is."""
-        short = (r for r in self._requests if not r.dropped and not self.is_bulk(r))
+        short = (r for r in self._requests if not r.dropped and not r.bulk)
         return next(short, None)
 
     def first_untokenized(self) -> Request | None:
@@ -172,10 +168,9 @@ class Waiting:
             share = min(most, room)
             if within is not None and request.due >= within.due:
                 break
-            bulk = self.is_bulk(request)
             if within is None and not pool:
-                of_bulk = bulk
-            if bulk != of_bulk:
+                of_bulk = request.bulk
+            if request.bulk != of_bulk:
                 if within is None:  # otherwise what is looked for may be far behind
                     room -= min(share, request.waiting_tokens)
                 continue
@@ -194,7 +189,7 @@ class Waiting:
         parts = cuts([lengths[k] for k in order], most)
         led_by_first = next((order[part] for part in parts if 0 in order[part]), [])
         texts = [pool[k] for k in led_by_first]
-        chosen = Chosen(texts, [ids[k] for k in led_by_first], due, of_bulk, within is not None)
+        chosen = Chosen(texts, [ids[k] for k in led_by_first], due, of_bulk)
         self._take(chosen, seen)
         return chosen
 

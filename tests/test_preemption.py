@@ -302,7 +302,7 @@ def test_who_is_answered_in_the_middle_may_encode(bundle: Path) -> None:
     """By the thread whose batch has the only runner."""
     found: list[np.ndarray] = []
     with (
-        Encoder(bundle, backend="native", threads=2) as encoder,
+        Encoder(bundle, backend="native", threads=1) as encoder,
         DynamicBatcher(encoder, max_batch_tokens=BATCH_TOKENS) as batcher,
     ):
         gate = Gate(encoder)
@@ -320,10 +320,12 @@ def test_who_is_answered_in_the_middle_may_encode(bundle: Path) -> None:
         np.testing.assert_array_equal(found[0], encoder.encode("头痛"))
 
 
-@pytest.mark.parametrize("options", [{"threads": 2}, {"threads": 1}, {"workers": 2, "threads": 1}])
-def test_an_encoder_that_is_not_adaptive_puts_bulk_aside_too(
+@pytest.mark.parametrize("options", [{"threads": 1}, {"workers": 2, "threads": 1}])
+def test_an_encoder_of_one_thread_a_batch_puts_bulk_aside_too(
     bundle: Path, options: dict[str, int]
 ) -> None:
+    with Encoder(bundle, backend="native", threads=2) as encoder:
+        assert not encoder.preemptible
     with Encoder(bundle, backend="native", **options) as encoder:  # type: ignore[arg-type]
         with DynamicBatcher(encoder, max_batch_tokens=BATCH_TOKENS) as batcher:
 

@@ -83,7 +83,7 @@ def test_a_long_request_is_not_put_off_for_ever(texts: int, length: int) -> None
             waiting.add(request([4], came))
             came += 4
         now += sum(map(len, waiting.next_batch().ids))
-    later = stretch * (PATIENT if waiting.is_bulk(long) else 1)
+    later = stretch * (PATIENT if long.bulk else 1)
     assert now <= later * (length * texts + BUDGET) * stretch / (stretch - 1) + 2 * BUDGET
 
 
@@ -170,7 +170,7 @@ def test_texts_of_like_length_go_together() -> None:
 
 def test_nobody_waits_for_texts_of_bulk_and_bulk_for_nobody() -> None:
     waiting, (_, bulk, one, other) = fill([4], [8] * 50, [8], [60])
-    assert [waiting.is_bulk(r) for r in (bulk, one)] == [True, False]
+    assert [r.bulk for r in (bulk, one)] == [True, False]
     assert [len(ids) for ids in waiting.next_batch().ids] == [8, 4]
     assert {r for r, _ in waiting.next_batch().texts} == {other}
     while waiting:
@@ -179,9 +179,10 @@ def test_nobody_waits_for_texts_of_bulk_and_bulk_for_nobody() -> None:
 
 def test_many_texts_are_bulk_however_short_and_so_is_a_piece_of_a_call() -> None:
     waiting, (many, few) = fill([1] * MANY, [1] * (MANY - 1))
-    piece = Request(few.tokens, WISH, of_more=True)
-    assert [waiting.is_bulk(one) for one in (many, few, piece)] == [True, False, True]
+    piece, long = Request(few.tokens, WISH, of_more=True), request([LEG * BUDGET + 1])
     waiting.add(piece)
+    waiting.add(long)
+    assert [one.bulk for one in (many, few, piece, long)] == [True, False, True, False]
     assert many.due == PATIENT * MANY * TOKEN_S
     assert few.due == (MANY - 1) * TOKEN_S
 
@@ -210,9 +211,9 @@ def test_a_batch_is_of_one_kind_and_no_larger_than_what_it_is_in_the_middle_of(
     assert bool(found[1].texts) == (first is not None and first.due < due)
     for chosen in found:
         served = {one for one, _ in chosen.texts}
-        assert {waiting.is_bulk(one) for one in served} <= {chosen.bulk}
+        assert {one.bulk for one in served} <= {chosen.bulk}
     aside = found[1]
-    assert (aside.bulk, aside.aside) == (False, True)
+    assert not aside.bulk
     assert aside.tokens <= min(tokens, BUDGET) or len(aside.texts) == 1
     left = sum(len(one.rows) for one in made)
     assert left + sum(len(chosen.texts) for chosen in found) == sum(map(len, requests))

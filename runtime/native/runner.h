@@ -47,7 +47,9 @@ class Runner : public AnyRunner {
     return true;
   }
 
-  void run(const Texts& texts, float* vectors, const Preemption& preempt) override {
+  // By several threads it is not put aside: the others would wait for the one that is.
+  void run(const Texts& texts, float* vectors, const Preemption& wanted) override {
+    const Preemption preempt = team_.size() == 1 ? wanted : Preemption{nullptr, nullptr};
     if (const EmbeddedProjections* embedded = model_.embedded()) {
       std::vector<std::int64_t> unknown;
       for (int text = 0; text < texts.count; text++) {
@@ -103,17 +105,10 @@ class Runner : public AnyRunner {
     return parts;
   }
 
-  // Members that meet between steps cannot be kept waiting for another execution: a member that is
-  // alone lets itself be put aside there.
   void run_together(const Texts& texts, float* vectors, const Preemption& preempt) {
     Space<Number>& space = spaces_[0];
     FirstTokens<Number>& first = first_tokens_[0];
-    const auto meet = [&] {
-      if (team_.size() == 1)
-        preempt();
-      else
-        team_.meet();
-    };
+    const auto meet = [&] { team_.size() == 1 ? preempt() : team_.meet(); };
     space.reserve(model_, {texts}, team_.size());
     space.begin(texts);
     if (!model_.mean_pooled) {
@@ -128,7 +123,6 @@ class Runner : public AnyRunner {
     });
   }
 
-  // Between two steps of its own the calling thread lets itself be put aside; the others go on.
   void run_apart(const Texts& texts, const std::vector<Texts>& parts, float* vectors,
                  const Preemption& preempt) {
     std::size_t most_texts = 0;
@@ -141,9 +135,7 @@ class Runner : public AnyRunner {
     }
     std::atomic<std::size_t> next = 0;
     team_.run([&](int member) {
-      const auto meet = [&] {
-        if (member == 0) preempt();
-      };
+      const auto meet = [&] { preempt(); };
       FirstTokens<Number>& first = first_tokens_[member];
       const auto encode_first = [&] {
         first.begin(model_);
