@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +29,7 @@ from corom.runtime.availability import why_not_auto
 from corom.runtime.backend import choose_backend
 from corom.runtime.backend_native import NativeBackend
 from corom.runtime.batching import pad
-from corom.runtime.cpus import cpu_flags, has_vnni
+from corom.runtime.cpus import available_cpus, cpu_flags, has_vnni
 from corom.runtime.errors import (
     BundleError,
     CoromError,
@@ -974,6 +975,7 @@ def test_a_forked_process_is_told_to_open_its_own(bundle: Path) -> None:
 import os
 from corom.runtime import Encoder
 import threading
+import time
 encoder = Encoder({str(bundle)!r}, precision="fp32", threads=2)
 encoder.encode("头痛")
 going = threading.Thread(target=encoder.encode, args=(["头痛" * 60] * 2000,))
@@ -1195,3 +1197,39 @@ def test_a_file_that_was_altered_is_refused(file: str, changed: Callable[..., Pa
     (bundle / file).write_bytes(content)
     with pytest.raises(BundleError, match=f"{file}' was altered"):
         load_native_weights(bundle, load_manifest(bundle))
+
+
+# --- CPUs that others use too
+
+
+@needs_native
+@pytest.mark.slow
+def test_a_busy_machine_does_not_keep_threads_waiting_for_each_other(bundle: Path) -> None:
+    """With a process that computes on each CPU a text took thirty times as long by two threads."""
+    text = "头痛怎么办" * 8
+
+    def p50(threads: int) -> tuple[float, np.ndarray]:
+        with Encoder(bundle, precision="fp32", backend="native", threads=threads) as encoder:
+            took: list[float] = []
+            vectors: list[np.ndarray] = []
+            until = time.monotonic() + 4
+            while time.monotonic() < until:
+                start = time.perf_counter()
+                vectors.append(encoder.encode(text))
+                took.append(time.perf_counter() - start)
+        for vector in vectors:
+            np.testing.assert_array_equal(vector, vectors[0])
+        return float(np.median(took)), vectors[0]
+
+    others = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        for _ in range(available_cpus())
+    ]
+    try:
+        (by_one, alone), (by_two, together) = p50(1), p50(2)
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    np.testing.assert_array_equal(alone, together)
+    assert by_two < 5 * by_one

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "company.h"
 #include "model.h"
 #include "steps.h"
 #include "team.h"
@@ -108,7 +109,6 @@ class Runner : public AnyRunner {
   void run_together(const Texts& texts, float* vectors, const Preemption& preempt) {
     Space<Number>& space = spaces_[0];
     FirstTokens<Number>& first = first_tokens_[0];
-    const auto meet = [&] { team_.size() == 1 ? preempt() : team_.meet(); };
     space.reserve(model_, {texts}, team_.size());
     space.begin(texts);
     if (!model_.mean_pooled) {
@@ -117,10 +117,16 @@ class Runner : public AnyRunner {
       first.add(model_, texts.count, vectors);
       first.begin(model_);
     }
-    team_.run([&](int member) {
-      encode_texts(model_, texts, space, first, 0, member, team_.size(), vectors, meet);
-      if (!model_.mean_pooled) encode_first_tokens(model_, first, member, team_.size(), meet);
-    });
+    const auto encode = [&](int member, int members, const auto& meet) {
+      encode_texts(model_, texts, space, first, 0, member, members, vectors, meet);
+      if (!model_.mean_pooled) encode_first_tokens(model_, first, member, members, meet);
+    };
+    if (team_.size() == 1 || !company_.is_welcome(Company::Clock::now())) {
+      encode(0, 1, preempt);
+      return;
+    }
+    team_.run([&](int member) { encode(member, team_.size(), [&] { team_.meet(member); }); });
+    company_.note(team_.waited(), Company::Clock::now());
   }
 
   void run_apart(const Texts& texts, const std::vector<Texts>& parts, float* vectors,
@@ -156,6 +162,7 @@ class Runner : public AnyRunner {
 
   const Model<Number>& model_;
   Team team_;
+  Company company_;
   std::vector<Space<Number>> spaces_;              // one a member
   std::vector<FirstTokens<Number>> first_tokens_;  // the same
 };

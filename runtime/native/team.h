@@ -5,6 +5,7 @@
 #include <sched.h>
 
 #include <atomic>
+#include <chrono>
 #include <functional>
 #include <thread>
 #include <vector>
@@ -13,6 +14,8 @@ namespace corom {
 
 class Team {
  public:
+  using Clock = std::chrono::steady_clock;
+
   explicit Team(int size) : size_(size) {
     try {
       for (int member = 1; member < size; member++) {
@@ -32,14 +35,20 @@ class Team {
   // Let every member execute `work(member)`, the caller as member 0; back when all are done.
   void run(const std::function<void(int)>& work) {
     work_ = &work;
+    waited_ = {};
+    awake_ = false;
     begin();
     work(0);
-    meet();
+    meet(0);
   }
+
+  // How long the caller waited in the last run for members who had lost their CPU, once all were
+  // awake.
+  Clock::duration waited() const { return waited_; }
 
   // Wait until every member is here. Spins, as steps are shorter than falling asleep; gives way
   // to others if a member is late, which has lost its CPU then.
-  void meet() {
+  void meet(int member) {
     if (size_ == 1) return;
     const unsigned meeting = meetings_.load(std::memory_order_acquire);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
@@ -48,11 +57,15 @@ class Team {
       return;
     }
     for (int turn = 0; meetings_.load(std::memory_order_acquire) == meeting; turn++) {
-      if (turn < PATIENCE)
-        _mm_pause();
-      else
-        sched_yield();
+      if (turn == PATIENCE) {
+        const Clock::time_point since = Clock::now();
+        while (meetings_.load(std::memory_order_acquire) == meeting) sched_yield();
+        if (member == 0 && awake_) waited_ += Clock::now() - since;
+        break;
+      }
+      _mm_pause();
     }
+    if (member == 0) awake_ = true;
   }
 
  private:
@@ -74,12 +87,14 @@ class Team {
       begun_.wait(seen, std::memory_order_acquire);
       if (stopping_) return;
       (*work_)(member);
-      meet();
+      meet(member);
     }
   }
 
   const int size_;
   const std::function<void(int)>* work_ = nullptr;
+  Clock::duration waited_{};
+  bool awake_ = false;  // Both are the caller's.
   bool stopping_ = false;
   alignas(64) std::atomic<unsigned> begun_{0};
   alignas(64) std::atomic<int> arrived_{0};
