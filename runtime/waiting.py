@@ -22,8 +22,8 @@ from .tokens import Tokens
 POOL = 4
 """Batches' worth of texts that are looked at to make one batch of like lengths."""
 LEG = 5
-"""Batches' worth of texts of one request that are due together; one with more is bulk, as is one
-with many texts."""
+"""Batches' worth of texts of one request that are due together; one of several texts with more is
+bulk, as is one with many texts."""
 PATIENT = 10
 """Bulk is due so many times later: whoever indexes has others' queries done first."""
 
@@ -91,8 +91,9 @@ class Waiting:
         served = request.all_tokens - sum(len(request.tokens.ids[row]) for row in request.rows)
         leg = LEG * self.batch_tokens
         due_tokens = min(request.all_tokens, (served // leg + 1) * leg)
-        several = len(request.tokens.ids) > 1
-        request.bulk = request.many or (several and request.all_tokens > leg)
+        if served == 0:  # whatever the pace is later: so long it may wait
+            several = len(request.tokens.ids) > 1
+            request.bulk = request.many or (several and request.all_tokens > leg)
         later = PATIENT if request.bulk else 1
         request.due = request.asked + later * self.token_s * due_tokens
         insort(self._requests, request, key=attrgetter("due"))

@@ -975,7 +975,6 @@ def test_a_forked_process_is_told_to_open_its_own(bundle: Path) -> None:
 import os
 from corom.runtime import Encoder
 import threading
-import time
 encoder = Encoder({str(bundle)!r}, precision="fp32", threads=2)
 encoder.encode("头痛")
 going = threading.Thread(target=encoder.encode, args=(["头痛" * 60] * 2000,))
@@ -1205,7 +1204,7 @@ def test_a_file_that_was_altered_is_refused(file: str, changed: Callable[..., Pa
 @needs_native
 @pytest.mark.slow
 def test_a_busy_machine_does_not_keep_threads_waiting_for_each_other(bundle: Path) -> None:
-    """With a process that computes on each CPU a text took thirty times as long by two threads."""
+    """With a process that computes on each CPU a text took eighteen times as long."""
     text = "头痛怎么办" * 8
 
     def p50(threads: int) -> tuple[float, np.ndarray]:

@@ -7,20 +7,22 @@
 namespace corom {
 
 // Where others use the CPUs too, a member that loses its CPU to them for a slice of some
-// milliseconds keeps all waiting, at every step anew: one text took thirty times as long by two
-// threads as by one. So if that goes on the caller does without the others for a while, each time
-// for longer, and then tries again.
+// milliseconds keeps all waiting, at every step anew: one text took eighteen times as long by two
+// threads as undisturbed. So if that goes on the caller does without the others for a while, each
+// time for longer, and then tries again.
 class Company {
  public:
   using Clock = std::chrono::steady_clock;
 
   bool is_welcome(Clock::time_point now) const { return now >= again_; }
 
-  // Note how long the caller waited for members who had lost their CPU, in one execution.
-  void note(Clock::duration waited, Clock::time_point now) {
+  // Note one execution: how long it took `members`, and how much of that the caller waited for
+  // some who had lost their CPU.
+  void note(Clock::duration took, Clock::duration waited, int members, Clock::time_point now) {
     if (noted_++ == 0) since_ = now;
-    balance_ += waited > TOLERABLE ? 1 : -1;
-    if (now - since_ < TRIAL) return;
+    const bool alone_is_faster = members * (took - waited) < took;
+    balance_ += waited > TOLERABLE && alone_is_faster ? 1 : -1;
+    if (noted_ < LEAST || now - since_ < TRIAL) return;
     if (balance_ > 0) {
       pause_ = std::clamp<Clock::duration>(2 * pause_, LEAST_PAUSE, MOST_PAUSE);
       again_ = now + pause_;
@@ -31,6 +33,7 @@ class Company {
   }
 
  private:
+  static constexpr int LEAST = 4;
   static constexpr std::chrono::microseconds TOLERABLE{500};
   // Threads that wake may be on one CPU at first, and are moved apart within a tenth of a second.
   static constexpr std::chrono::milliseconds TRIAL{200}, LEAST_PAUSE{500}, MOST_PAUSE{5000};

@@ -126,7 +126,7 @@ class Runner : public AnyRunner {
       return;
     }
     team_.run([&](int member) { encode(member, team_.size(), [&] { team_.meet(member); }); });
-    company_.note(team_.waited(), Company::Clock::now());
+    company_.note(team_.took(), team_.waited(), team_.size(), Company::Clock::now());
   }
 
   void run_apart(const Texts& texts, const std::vector<Texts>& parts, float* vectors,

@@ -40,10 +40,12 @@ class Team {
     begin();
     work(0);
     meet(0);
+    took_ = Clock::now() - since_;
   }
 
-  // How long the caller waited in the last run for members who had lost their CPU, once all were
-  // awake.
+  // How long the last run took from when all were awake, and how much of that the caller waited for
+  // members who had lost their CPU.
+  Clock::duration took() const { return took_; }
   Clock::duration waited() const { return waited_; }
 
   // Wait until every member is here. Spins, as steps are shorter than falling asleep; gives way
@@ -54,6 +56,7 @@ class Team {
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
       arrived_.store(0, std::memory_order_relaxed);
       meetings_.store(meeting + 1, std::memory_order_release);
+      if (member == 0) wake();
       return;
     }
     for (int turn = 0; meetings_.load(std::memory_order_acquire) == meeting; turn++) {
@@ -65,11 +68,17 @@ class Team {
       }
       _mm_pause();
     }
-    if (member == 0) awake_ = true;
+    if (member == 0) wake();
   }
 
  private:
   static constexpr int PATIENCE = 1000;
+
+  void wake() {
+    if (awake_) return;
+    awake_ = true;
+    since_ = Clock::now();
+  }
 
   void dismiss() {
     stopping_ = true;
@@ -93,8 +102,10 @@ class Team {
 
   const int size_;
   const std::function<void(int)>* work_ = nullptr;
-  Clock::duration waited_{};
-  bool awake_ = false;  // Both are the caller's.
+  // The caller's
+  bool awake_ = false;
+  Clock::time_point since_;
+  Clock::duration took_{}, waited_{};
   bool stopping_ = false;
   alignas(64) std::atomic<unsigned> begun_{0};
   alignas(64) std::atomic<int> arrived_{0};
