@@ -128,10 +128,12 @@ def _peer_table(peer: dict[str, Any]) -> str:
 
 
 def _indexing(load: dict[str, Any]) -> str:
+    took = "all were refused"
+    if (latency := load.get("latency")) is not None:
+        took = f"p50 {latency['p50_us'] / 1e3:.3g} ms, p99 {latency['p99_us'] / 1e3:.3g}"
     return (
         f"single texts, {load['rate']:.0f} a second, beside a caller who asks for many at a time "
-        f"and gets {load['indexed_texts_per_second']:.0f} a second: p50 "
-        f"{load['latency']['p50_us'] / 1e3:.3g} ms, p99 {load['latency']['p99_us'] / 1e3:.3g}"
+        f"and gets {load['indexed_texts_per_second']:.0f} a second: {took}"
     )
 
 

@@ -19,7 +19,7 @@ from .running import Running
 from .tokenizing import TokenizeEach, tokenize_together
 from .tokens import Tokens
 from .vectors import Vectors
-from .waiting import PATIENT, Chosen, Waiting
+from .waiting import Chosen, Waiting
 
 SWEEP_SECONDS = 0.01
 """How often, at most, all that waits is searched for what expired or was dropped."""
@@ -71,7 +71,7 @@ class Exchange:
             tally.waiting_tokens += tokens
             tally.waiting_texts += request.waiting_texts
             self._waiting.add(request)
-            request.patience_s = admission.patience_s(tokens * (PATIENT if request.bulk else 1))
+            request.patience_s = admission.patience_s(tokens * request.times_later)
             self._changed.notify()
             self._preempt()
             if request.deadline is not None and request.deadline < self._earliest:
@@ -155,7 +155,10 @@ class Exchange:
             try:
                 self._tokenize(untokenized, tokenize_each)
             except BaseException as error:
-                self._bury(untokenized, f"what tokenized this ended with {error!r}. Ask again.")
+                with self._changed:
+                    why = f"what tokenized this ended with {error!r}. Ask again."
+                    outcomes = self._lose(untokenized, why)
+                deliver(outcomes)
                 raise
             with self._changed:
                 chosen = self._claim_aside(running, expired)
@@ -221,9 +224,7 @@ class Exchange:
         with self._changed:
             running = self._running.pop(worker, None)
             self._changed.notify_all()  # it may have been alone
-            requests = list(running.requests()) if running else self._waiting.all()
-            outcomes = self._fail((request, WorkerError(why)) for request in requests)
-            self._waiting.forget_dropped()
+            outcomes = self._lose(running.requests() if running else self._waiting.all(), why)
         deliver(outcomes)
 
     def bury_aside(self, why: str) -> None:
@@ -231,13 +232,8 @@ class Exchange:
         with self._changed:
             running = self._running[threading.current_thread()]
             aside, running.aside = running.aside, None
+            outcomes = self._lose([r for r, _ in aside.texts] if aside else [], why)
             self._preempt()
-        self._bury([] if aside is None else [request for request, _ in aside.texts], why)
-
-    def _bury(self, requests: Iterable[Request], why: str) -> None:
-        with self._changed:
-            outcomes = self._fail((request, WorkerError(why)) for request in requests)
-            self._waiting.forget_dropped()
         deliver(outcomes)
 
     def close(self, reason: str, *, drain: bool) -> None:
@@ -303,7 +299,7 @@ class Exchange:
             preemption.want(False)
         if chosen.texts:
             self._running[threading.current_thread()] = Running(
-                chosen, preemption if chosen.can_be_put_aside else None
+                chosen, preemption if chosen.bulk and not chosen.alone else None
             )
         if self._waiting:
             self._changed.notify()  # who put it there woke only this worker
@@ -404,6 +400,12 @@ class Exchange:
                 self._tally.failed += 1
                 self._give_up(request)
                 outcomes.append((request, error))
+        return outcomes
+
+    def _lose(self, requests: Iterable[Request], why: str) -> list[Outcome]:
+        """Give up requests with whatever computed them."""
+        outcomes = self._fail((request, WorkerError(why)) for request in requests)
+        self._waiting.forget_dropped()
         return outcomes
 
     def _give_up(self, request: Request) -> None:

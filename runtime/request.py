@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 MANY = 32
 """Texts of a call from which on it is taken for one that indexes."""
+PATIENT = 10
+"""Bulk is due so many times later: whoever indexes has others' queries done first."""
 
 
 class Answer(Future[Vectors]):
@@ -164,6 +166,11 @@ class Request:
         """So it is, or so long; known once it waits."""
         self.missing = count
         """Texts without a vector."""
+
+    @property
+    def times_later(self) -> int:
+        """How many times later than others it is due."""
+        return PATIENT if self.bulk else 1
 
     def note_tokens(self, tokens: Tokens, seconds: float) -> None:
         """Take the tokens of its text, and how long they took, which counts as no waiting."""

@@ -24,8 +24,6 @@ POOL = 4
 LEG = 5
 """Batches' worth of texts of one request that are due together; one of several texts with more is
 bulk, as is one with many texts."""
-PATIENT = 10
-"""Bulk is due so many times later: whoever indexes has others' queries done first."""
 
 
 class Chosen(NamedTuple):
@@ -39,11 +37,6 @@ class Chosen(NamedTuple):
     """Whether they are."""
     alone: bool = False
     """Nothing else is executed or waits to be, and it did not have to wait for others."""
-
-    @property
-    def can_be_put_aside(self) -> bool:
-        """Whether it may be, where the backend can do that."""
-        return self.bulk and not self.alone
 
     @property
     def tokens(self) -> int:
@@ -94,8 +87,7 @@ class Waiting:
         if served == 0:  # whatever the pace is later: so long it may wait
             several = len(request.tokens.ids) > 1
             request.bulk = request.many or (several and request.all_tokens > leg)
-        later = PATIENT if request.bulk else 1
-        request.due = request.asked + later * self.token_s * due_tokens
+        request.due = request.asked + request.times_later * self.token_s * due_tokens
         insort(self._requests, request, key=attrgetter("due"))
 
     def take_untokenized(self) -> list[Request]:
@@ -161,14 +153,12 @@ class Waiting:
         ids: list[list[int]] = []
         seen, room = 0, POOL * most
         for request in self._requests:
-            if room <= 0:
+            if room <= 0 or (within is not None and request.due >= within.due):
                 break
             seen += 1
             if request.dropped:
                 continue
             share = min(most, room)
-            if within is not None and request.due >= within.due:
-                break
             if within is None and not pool:
                 of_bulk = request.bulk
             if request.bulk != of_bulk:

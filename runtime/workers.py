@@ -95,15 +95,10 @@ class Workers:
 
     def _work(self) -> None:
         preemption = Preemption(self._execute_aside) if self._preemptible else None
+        run = self._run if preemption is None else partial(self._run, preemption=preemption)
         try:
             while (chosen := self._exchange.take(self._tokenize_each, preemption)) is not None:
-                if chosen.alone:
-                    self._execute(chosen, self._run_alone)
-                elif preemption is not None and chosen.can_be_put_aside:
-                    run = partial(self._run, preemption=preemption)
-                    self._execute(chosen, run, preemption)
-                else:
-                    self._execute(chosen, self._run)
+                self._execute(chosen, self._run_alone if chosen.alone else run, preemption)
         except BaseException as error:  # whatever ends it, callers must hear of it
             logger.error("a worker of the batcher died", exc_info=error)
             self._bury(error)

@@ -469,6 +469,14 @@ def test_a_server_that_accepts_nothing_has_no_slowest_accepted(report: dict[str,
     assert (found.value, found.met) == (None, None)
 
 
+def test_queries_that_are_all_refused_beside_indexing_are_said_to_be(
+    report: dict[str, Any],
+) -> None:
+    del report["indexing"]["latency"]
+    report["floors"] = []
+    assert "gets 300 a second: all were refused" in tables(report)
+
+
 def test_the_peer_is_held_to_its_ratios(report: dict[str, Any]) -> None:
     spread = {"median": 2.0, "low": 1.0, "high": 3.0}
     found = {

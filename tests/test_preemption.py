@@ -177,31 +177,28 @@ def test_bulk_is_not_put_aside_for_bulk_nor_for_what_is_longer_than_its_batch(
         np.testing.assert_array_equal(found.result(LONG), encoder.encode(texts))
 
 
-def test_a_text_that_fails_in_the_middle_fails_alone(
-    bulk: Future[np.ndarray], gate: Gate, batcher: DynamicBatcher, encoder: Encoder
+@pytest.mark.parametrize(
+    ("raised", "expected", "message"),
+    [
+        (MemoryError("none left"), MemoryError, "none left"),
+        (SystemExit("of this"), WorkerError, "SystemExit"),
+    ],
+)
+def test_whatever_ends_a_text_in_the_middle_ends_it_alone(
+    bulk: Future[np.ndarray],
+    gate: Gate,
+    batcher: DynamicBatcher,
+    encoder: Encoder,
+    raised: BaseException,
+    expected: type[Exception],
+    message: str,
 ) -> None:
     def fail(_: Batch) -> Any:
-        raise MemoryError("none left")
+        raise raised
 
     aside, gate.aside = gate.aside, fail
     unlucky = batcher.submit("发烧")
-    with pytest.raises(MemoryError, match="none left"):
-        unlucky.result(LONG)
-    gate.is_open.set()
-    np.testing.assert_array_equal(bulk.result(LONG), encoder.encode(BULK))
-    gate.aside = aside
-    assert batcher.submit("发烧").result(LONG).shape == (128,)
-
-
-def test_whatever_ends_a_text_in_the_middle_ends_it_alone(
-    bulk: Future[np.ndarray], gate: Gate, batcher: DynamicBatcher, encoder: Encoder
-) -> None:
-    def die(_: Batch) -> Any:
-        raise SystemExit("of this")
-
-    aside, gate.aside = gate.aside, die
-    unlucky = batcher.submit("发烧")
-    with pytest.raises(WorkerError, match="SystemExit"):
+    with pytest.raises(expected, match=message):
         unlucky.result(LONG)
     gate.is_open.set()
     np.testing.assert_array_equal(bulk.result(LONG), encoder.encode(BULK))

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corom.runtime.options import Wish
-from corom.runtime.request import MANY, Request, Untokenized
+from corom.runtime.request import MANY, PATIENT, Request, Untokenized
 from corom.runtime.tokens import Tokens
-from corom.runtime.waiting import LEG, PATIENT, POOL, Chosen, Waiting
+from corom.runtime.waiting import LEG, POOL, Chosen, Waiting
 
 BUDGET = 64
 TOKEN_S = 0.01
@@ -83,7 +83,7 @@ def test_a_long_request_is_not_put_off_for_ever(texts: int, length: int) -> None
             waiting.add(request([4], came))
             came += 4
         now += sum(map(len, waiting.next_batch().ids))
-    later = stretch * (PATIENT if long.bulk else 1)
+    later = stretch * long.times_later
     assert now <= later * (length * texts + BUDGET) * stretch / (stretch - 1) + 2 * BUDGET
 
 
